@@ -1,0 +1,688 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * drop - which packets the kernel drops, why and where
+ *
+ * Attaches: skb:kfree_skb
+ * Reads:    skb, return address of the free, reason (since v5.17), receiving socket (since v6.11)
+ * Keeps:    drop_groups, 10240 keys x 104 bytes; drop_stacks, 4096 x 264 bytes; drop_totals, 769
+ *           reasons x 16 bytes x CPUs
+ * Emits:    struct nt_drop_event, 464 bytes: more than half of it is the stack, which is what
+ *           tells one drop from another. Nothing in summary mode
+ * Cost:     nothing per delivered packet; per drop the filter, then one record or one map update
+ */
+#include "ntools_kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#include "nt_attach.h"
+#include "nt_channel.h"
+#include "nt_filter.h"
+#include "nt_parse.h"
+
+#define NT_DROP_FRAMES 32
+#define NT_DROP_HELPERS 8
+#define NT_DROP_LOCATIONS 16
+#define NT_DROP_REASONS 769
+
+enum nt_drop_mode {
+	NT_DROP_EVENTS,
+	NT_DROP_GROUPS,
+};
+
+/* What a row of the summary is told apart by. */
+enum nt_drop_by {
+	NT_BY_REASON = 1 << 0,
+	NT_BY_LOCATION = 1 << 1,
+	NT_BY_DEVICE = 1 << 2, /* with its namespace */
+	NT_BY_NETNS = 1 << 3,
+	NT_BY_FIVETUPLE = 1 << 4,
+	NT_BY_PORT = 1 << 5, /* protocol and destination port */
+	NT_BY_STACK = 1 << 6,
+};
+
+/* How the codes in drop_reasons are meant. */
+enum nt_drop_reasons {
+	NT_REASONS_ANY,
+	NT_REASONS_ONLY,
+	NT_REASONS_NOT,
+};
+
+/* What is known of a packet besides its headers; the names are those of model/reasons.py. */
+enum nt_drop_fact {
+	NT_FACT_OTHER_HOST = 1 << 0,
+	NT_FACT_HAS_SOCKET = 1 << 1,
+	NT_FACT_NO_PROTOCOL = 1 << 2,
+	NT_FACT_NO_DEVICE = 1 << 3,
+	NT_FACT_ECHO_REQUEST = 1 << 4,
+	NT_FACT_ECHO_REPLY = 1 << 5,
+	NT_FACT_SYN = 1 << 6,
+	NT_FACT_TTL_EXPIRED = 1 << 7,
+};
+
+/*
+ * Each drop ends at one of these or at a criterion of the packet filter, which is counted at
+ * NT_STEP_FILTER + enum nt_reject, or was NT_LOSS_UNPARSED.
+ */
+enum nt_drop_step {
+	NT_STEP_SEEN,
+	NT_STEP_REASON,
+	NT_STEP_LOCATION,
+	NT_STEP_NETNS,
+	NT_STEP_INTERFACE,
+	NT_STEP_MATCHED,
+	NT_STEP_FILTER,
+	NT_STEP_MAX = NT_STEP_FILTER + NT_REJECT_MAX,
+};
+
+/* Code addresses. */
+struct nt_range {
+	__u64 first;
+	__u64 bytes;
+};
+
+struct nt_drop_cfg {
+	struct nt_filter filter;
+	struct nt_range helpers[NT_DROP_HELPERS];	/* functions that free for others */
+	struct nt_range locations[NT_DROP_LOCATIONS]; /* wanted places; only with by_location */
+	__u32 enabled;
+	__u32 mode;	   /* enum nt_drop_mode */
+	__u32 group_by;	   /* enum nt_drop_by, or-ed */
+	__u32 reasons;	   /* enum nt_drop_reasons */
+	__u32 by_location; /* locations is in use */
+	__u32 by_device;   /* drop_devices is in use */
+	__u32 netns;	   /* inode number, 0 = all */
+	__u32 stacks;	   /* events carry stacks */
+	__u32 max_events;  /* per window of 2^NT_WINDOW_SHIFT ns; 0 = no limit */
+	__u32 pad;
+};
+
+/* 0.13 s */
+#define NT_WINDOW_SHIFT 27
+
+struct nt_drop_event {
+	__u64 ts_ns;
+	__u64 location;
+	__u32 reason;
+	__u32 ifindex; /* 0 = none, or not to be trusted */
+	__u32 netns;   /* inode number, 0 = not known */
+	__u32 len_bytes;
+	__u32 data_len_bytes;
+	__u32 truesize_bytes;
+	__u32 cpu;
+	__u32 pid;
+	__u32 tgid;
+	__u32 facts;	   /* enum nt_drop_fact, or-ed */
+	__u32 stack_bytes; /* valid part of stack */
+	__u32 pad;
+	char comm[16];
+	char device[16]; /* empty where only the index is known */
+	struct nt_pkt pkt;
+	__u64 stack[NT_DROP_FRAMES];
+};
+
+struct nt_drop_key {
+	struct nt_tuple tuple;
+	__u64 location;
+	__u64 stack;
+	__u32 reason;
+	__u32 ifindex;
+	__u32 netns;
+	__u32 facts;
+};
+
+struct nt_drop_val {
+	__u64 packets;
+	__u64 bytes;
+	__u64 first_ns;
+	__u64 last_ns;
+};
+
+struct nt_drop_stack {
+	__u64 ip[NT_DROP_FRAMES];
+};
+
+struct nt_drop_total {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct nt_drop_window {
+	__u64 number;
+	__u64 events;
+};
+
+struct nt_drop_device {
+	__u32 netns;
+	__u32 ifindex;
+};
+
+struct nt_manifest {
+	struct nt_drop_cfg cfg;
+	struct nt_drop_event events;
+	enum nt_loss loss;
+	enum nt_reject reject;
+	enum nt_pkt_flag pkt_flag;
+	enum nt_filter_use filter_use;
+	enum nt_drop_mode mode;
+	enum nt_drop_by by;
+	enum nt_drop_reasons reasons;
+	enum nt_drop_fact fact;
+	enum nt_drop_step step;
+};
+const struct nt_manifest nt_manifest SEC(".ntools") = {};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct nt_drop_cfg);
+} nt_cfg SEC(".maps");
+
+NT_CHANNEL(events, struct nt_drop_event, 4 << 20);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NT_STEP_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} drop_steps SEC(".maps");
+
+/* By nt_total_slot(); cannot overflow, so the totals are exact whatever else is lost. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NT_DROP_REASONS);
+	__type(key, __u32);
+	__type(value, struct nt_drop_total);
+} drop_totals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u8);
+} drop_reasons SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, struct nt_drop_device);
+	__type(value, __u8);
+} drop_devices SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 10240);
+	__type(key, struct nt_drop_key);
+	__type(value, struct nt_drop_val);
+} drop_groups SEC(".maps");
+
+/* By a hash of the frames; the first writer wins. A stack trace map would mix up stacks. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct nt_drop_stack);
+} drop_stacks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct nt_drop_window);
+} drop_window SEC(".maps");
+
+/*
+ * Room for one stack per level of nesting: before Linux commit 05b24ff9b2cf "bpf: Prevent bpf
+ * program recursion for raw tracepoint probes" (v6.1) an interrupt could drop a packet in the
+ * middle of this program.
+ */
+#define NT_DROP_LEVELS 3
+struct nt_drop_scratch {
+	__u64 level;
+	struct nt_drop_stack stack[NT_DROP_LEVELS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct nt_drop_scratch);
+} drop_scratch SEC(".maps");
+
+/* One packet on its way through the program. */
+struct nt_drop {
+	__u64 now;
+	__u64 location;
+	__u32 reason;
+	__u32 ifindex;
+	__u32 netns;
+	__u32 facts;
+	__u32 len;
+};
+
+static __always_inline void nt_drop_count(__u32 step)
+{
+	__u64 *count = bpf_map_lookup_elem(&drop_steps, &step);
+
+	if (count)
+		*count += 1;
+}
+
+/* 256 slots for the core's reasons, 64 for those of each of 8 subsystems, one for the rest. */
+static __always_inline __u32 nt_total_slot(__u32 reason)
+{
+	__u32 subsystem = reason >> 16, number = reason & 0xffff;
+
+	if (!subsystem && number < 256)
+		return number;
+	if (subsystem - 1 < 8 && number < 64)
+		return 256 + (subsystem - 1) * 64 + number;
+	return NT_DROP_REASONS - 1;
+}
+
+static __always_inline void nt_drop_total(const struct nt_drop *d)
+{
+	__u32 slot = nt_total_slot(d->reason);
+	struct nt_drop_total *total = bpf_map_lookup_elem(&drop_totals, &slot);
+
+	if (total) {
+		total->packets += 1;
+		total->bytes += d->len;
+	}
+}
+
+static __always_inline int nt_in_ranges(const struct nt_range *ranges, const int count,
+					__u64 address)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < count; i++)
+		if (address - ranges[i].first < ranges[i].bytes)
+			return 1;
+	return 0;
+}
+
+/*
+ * The reason and the socket are arguments of newer kernels only: Linux commit c504e5c2f964 "net:
+ * skb: introduce kfree_skb_reason()" (v5.17) and c53795d48ee8 "net: add rx_sk to trace_kfree_skb"
+ * (v6.11). The tests are constants at load time: what this kernel lacks is dead code, and the
+ * verifier never sees the access.
+ */
+static __always_inline __u32 nt_drop_reason(__u64 *ctx)
+{
+	if (bpf_core_field_exists(struct trace_event_raw_kfree_skb, reason))
+		return ((volatile __u64 *)ctx)[2];
+	return 0;
+}
+
+static __always_inline struct sock *nt_drop_rx_sk(__u64 *ctx)
+{
+	if (bpf_core_field_exists(struct trace_event_raw_kfree_skb, rx_sk))
+		return (struct sock *)((volatile __u64 *)ctx)[3];
+	return 0;
+}
+
+/*
+ * Lists are freed on behalf of somebody else: until v6.1 the address is inside the function that
+ * walks the list, since v7.2 inside __tcf_kfree_skb_list() (found on 5.10, 6.1 and 7.2). The one
+ * who dropped is the next frame, or the one behind it.
+ */
+#define NT_DROP_NEAR 12
+static __always_inline __u64 nt_drop_place(void *ctx, const struct nt_drop_cfg *cfg, __u64 location)
+{
+	const long two = 2 * sizeof(location);
+	__u64 near[NT_DROP_NEAR];
+	int i, at = NT_DROP_NEAR;
+	long bytes;
+
+	if (!nt_in_ranges(cfg->helpers, NT_DROP_HELPERS, location))
+		return location;
+	bytes = bpf_get_stack(ctx, near, sizeof(near), 0);
+#pragma unroll
+	for (i = 0; i < NT_DROP_NEAR; i++)
+		if (i * (long)sizeof(location) < bytes && near[i] == location)
+			at = i;
+	if (at == NT_DROP_NEAR || bpf_get_stack(ctx, near, two, at + 1) != two)
+		return location;
+	return nt_in_ranges(cfg->helpers, NT_DROP_HELPERS, near[0]) ? near[1] : near[0];
+}
+
+static __always_inline __u32 nt_inum(const struct net *net)
+{
+	__u32 inum = 0;
+
+	if (net)
+		bpf_core_read(&inum, sizeof(inum), &net->ns.inum);
+	return inum;
+}
+
+/* In socket queues skb->sk shares its place with other things: small numbers, not addresses. */
+static __always_inline __u32 nt_sock_netns(struct sock *sk)
+{
+	struct net *net = 0;
+
+	if (!sk || bpf_core_read(&net, sizeof(net), &sk->__sk_common.skc_net.net))
+		return 0;
+	return nt_inum(net);
+}
+
+/* All inode numbers of namespaces are above: 0xEFFFFFF9 in 6.18, 0xF0000000 and more in others. */
+#define NT_FIRST_INUM 0xE0000000U
+
+/*
+ * skb->dev is the device until the packet is put into a socket's queue, where the same word holds
+ * a tree node or a length. It is believed when it leads to a namespace with the number of one, and
+ * to a name; user space compares the name. Never read directly: it may be any number.
+ */
+static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct, struct nt_drop *d,
+					  char *name)
+{
+	struct net_device *dev = NT_GET(skb, dev);
+	struct net *net = 0;
+	__u32 ifindex = 0, inum;
+
+	if (!dev || bpf_core_read(&ifindex, sizeof(ifindex), &dev->ifindex) ||
+	    bpf_core_read(&net, sizeof(net), &dev->nd_net.net))
+		return 0;
+	inum = nt_inum(net);
+	if (inum < NT_FIRST_INUM || !ifindex || ifindex >> 31 ||
+	    bpf_core_read(name, 16, &dev->name) || name[0] <= ' ' || name[0] > '~' || name[15]) {
+		name[0] = 0;
+		return 0;
+	}
+	d->ifindex = ifindex;
+	d->netns = inum;
+	return 1;
+}
+
+#define NT_PACKET_OTHERHOST 3 /* include/uapi/linux/if_packet.h */
+
+static __always_inline void nt_drop_where(__u64 *ctx, struct sk_buff *skb, const int direct,
+					  struct nt_drop *d, char *name)
+{
+	struct sock *sk = nt_drop_rx_sk(ctx);
+
+	if (!sk)
+		bpf_core_read(&sk, sizeof(sk), &skb->sk);
+	if (sk)
+		d->facts |= NT_FACT_HAS_SOCKET;
+	if (nt_drop_device(skb, direct, d, name))
+		return;
+	d->ifindex = NT_GET(skb, skb_iif);
+	d->netns = nt_sock_netns(sk);
+	if (d->netns < NT_FIRST_INUM)
+		d->netns = 0;
+	if (!d->ifindex)
+		d->facts |= NT_FACT_NO_DEVICE;
+}
+
+static __always_inline void nt_drop_facts(struct sk_buff *skb, const int direct,
+					  const struct nt_pkt *pkt, struct nt_drop *d)
+{
+	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == NT_PACKET_OTHERHOST)
+		d->facts |= NT_FACT_OTHER_HOST;
+	if (!NT_GET(skb, protocol))
+		d->facts |= NT_FACT_NO_PROTOCOL;
+	if (pkt->flags & NT_PKT_ICMP) {
+		__u32 type = pkt->icmp_type, six = pkt->tuple.family == 6;
+
+		if (type == (six ? 128 : 8))
+			d->facts |= NT_FACT_ECHO_REQUEST;
+		if (type == (six ? 129 : 0))
+			d->facts |= NT_FACT_ECHO_REPLY;
+	}
+	if (pkt->tcp_hdr_len && (pkt->tcp_flags & (NT_TCP_SYN | NT_TCP_ACK)) == NT_TCP_SYN)
+		d->facts |= NT_FACT_SYN;
+	if (pkt->tuple.family && pkt->ttl <= 1)
+		d->facts |= NT_FACT_TTL_EXPIRED;
+}
+
+/* The criterion that refused would have needed a header that could not be read. */
+static __always_inline int nt_unjudged(const struct nt_pkt *pkt, enum nt_reject reject)
+{
+	__u32 flags = pkt->flags;
+
+	if (!(flags & (NT_PKT_TRUNCATED | NT_PKT_DEEP | NT_PKT_FAULT)))
+		return 0;
+	if (reject == NT_REJECT_PORT || reject == NT_REJECT_TCP_FLAGS)
+		return !(flags & NT_PKT_L4);
+	if (reject == NT_REJECT_ICMP_TYPE)
+		return !(flags & NT_PKT_ICMP);
+	return reject >= NT_REJECT_FAMILY && reject <= NT_REJECT_PROTOCOL && !(flags & NT_PKT_L3);
+}
+
+/* 0 = wanted; else counted where it ended. */
+static __always_inline int nt_drop_refused(const struct nt_drop_cfg *cfg, const struct nt_pkt *pkt)
+{
+	enum nt_reject reject = nt_filter_match(&cfg->filter, pkt);
+
+	if (reject == NT_REJECT_NONE)
+		return 0;
+	if (nt_unjudged(pkt, reject))
+		nt_lost(NT_LOSS_UNPARSED);
+	else
+		nt_drop_count(NT_STEP_FILTER + reject);
+	return 1;
+}
+
+/* Events per window of time, all CPUs together; CPUs that look at once may exceed it a little. */
+static __always_inline int nt_drop_rate(const struct nt_drop_cfg *cfg, __u64 now)
+{
+	__u64 number = now >> NT_WINDOW_SHIFT;
+	struct nt_drop_window *window;
+	__u32 zero = 0;
+
+	if (!cfg->max_events)
+		return 0;
+	window = bpf_map_lookup_elem(&drop_window, &zero);
+	if (!window)
+		return 0;
+	if (window->number != number) {
+		window->number = number;
+		window->events = 0;
+	}
+	if (window->events >= cfg->max_events) {
+		nt_lost(NT_LOSS_RATE_LIMITED);
+		return 1;
+	}
+	__sync_fetch_and_add(&window->events, 1);
+	return 0;
+}
+
+static __always_inline void nt_drop_emit(void *ctx, const struct nt_drop_cfg *cfg,
+					 struct sk_buff *skb, const int direct,
+					 const struct nt_drop *d, const struct nt_pkt *pkt,
+					 const char *name)
+{
+	struct nt_drop_event *e;
+	__u64 id;
+	long bytes = 0;
+
+	if (nt_drop_rate(cfg, d->now))
+		return;
+	e = NT_RESERVE(events);
+	if (!e)
+		return;
+	id = bpf_get_current_pid_tgid();
+	e->ts_ns = d->now;
+	e->location = d->location;
+	e->reason = d->reason;
+	e->ifindex = d->ifindex;
+	e->netns = d->netns;
+	e->len_bytes = d->len;
+	e->data_len_bytes = NT_GET(skb, data_len);
+	e->truesize_bytes = NT_GET(skb, truesize);
+	e->cpu = bpf_get_smp_processor_id();
+	e->pid = id;
+	e->tgid = id >> 32;
+	e->facts = d->facts;
+	e->pad = 0;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	__builtin_memcpy(e->device, name, sizeof(e->device));
+	__builtin_memcpy(&e->pkt, pkt, sizeof(e->pkt));
+	if (cfg->stacks) {
+		bytes = bpf_get_stack(ctx, e->stack, sizeof(e->stack), 0);
+		if (bytes < 0) {
+			nt_lost(NT_LOSS_STACK_FAILED);
+			bytes = 0;
+		}
+	}
+	e->stack_bytes = bytes;
+	NT_SUBMIT(ctx, events, e);
+}
+
+/* Keeps the stack and returns its number; 0 where there is none. */
+static __always_inline __u64 nt_drop_keep_stack(void *ctx, struct nt_drop_stack *stack)
+{
+	__u64 hash = 14695981039346656037ULL;
+	long err;
+	int i;
+
+	__builtin_memset(stack, 0, sizeof(*stack));
+	if (bpf_get_stack(ctx, stack, sizeof(*stack), 0) <= 0) {
+		nt_lost(NT_LOSS_STACK_FAILED);
+		return 0;
+	}
+#pragma unroll
+	for (i = 0; i < NT_DROP_FRAMES; i++)
+		hash = (hash ^ stack->ip[i]) * 1099511628211ULL;
+	if (!hash)
+		hash = 1;
+	if (bpf_map_lookup_elem(&drop_stacks, &hash))
+		return hash;
+	err = bpf_map_update_elem(&drop_stacks, &hash, stack, BPF_NOEXIST);
+	if (err && !bpf_map_lookup_elem(&drop_stacks, &hash)) {
+		nt_lost(NT_LOSS_STACK_FULL);
+		return 0;
+	}
+	return hash;
+}
+
+static __always_inline __u64 nt_drop_stack_id(void *ctx)
+{
+	struct nt_drop_scratch *scratch;
+	__u64 level, id = 0;
+	__u32 zero = 0;
+
+	scratch = bpf_map_lookup_elem(&drop_scratch, &zero);
+	if (!scratch)
+		return 0;
+	level = scratch->level;
+	if (level >= NT_DROP_LEVELS) {
+		nt_lost(NT_LOSS_STACK_FAILED);
+		return 0;
+	}
+	scratch->level = level + 1;
+	id = nt_drop_keep_stack(ctx, &scratch->stack[level]);
+	scratch->level = level;
+	return id;
+}
+
+static __always_inline void nt_drop_add(void *ctx, const struct nt_drop_cfg *cfg,
+					const struct nt_drop *d, const struct nt_pkt *pkt)
+{
+	const __u32 by = cfg->group_by;
+	struct nt_drop_val *val, fresh = {};
+	struct nt_drop_key key = {};
+
+	key.facts = d->facts;
+	if (by & NT_BY_REASON)
+		key.reason = d->reason;
+	if (by & NT_BY_LOCATION)
+		key.location = d->location;
+	if (by & NT_BY_DEVICE)
+		key.ifindex = d->ifindex;
+	if (by & (NT_BY_DEVICE | NT_BY_NETNS))
+		key.netns = d->netns;
+	if (by & NT_BY_FIVETUPLE) {
+		key.tuple = pkt->tuple;
+	} else if (by & NT_BY_PORT) {
+		key.tuple.family = pkt->tuple.family;
+		key.tuple.eth_proto = pkt->tuple.eth_proto;
+		key.tuple.protocol = pkt->tuple.protocol;
+		if (pkt->flags & NT_PKT_L4)
+			key.tuple.dst_port = pkt->tuple.dst_port;
+	}
+	if (by & NT_BY_STACK)
+		key.stack = nt_drop_stack_id(ctx);
+	val = bpf_map_lookup_elem(&drop_groups, &key);
+	if (!val) {
+		fresh.first_ns = d->now;
+		bpf_map_update_elem(&drop_groups, &key, &fresh, BPF_NOEXIST);
+		val = bpf_map_lookup_elem(&drop_groups, &key);
+		if (!val) {
+			nt_lost(NT_LOSS_GROUP_FULL);
+			return;
+		}
+	}
+	__sync_fetch_and_add(&val->packets, 1);
+	__sync_fetch_and_add(&val->bytes, d->len);
+	val->last_ns = d->now;
+}
+
+static __always_inline int nt_reason_refused(const struct nt_drop_cfg *cfg, __u32 reason)
+{
+	int listed;
+
+	if (cfg->reasons == NT_REASONS_ANY)
+		return 0;
+	listed = bpf_map_lookup_elem(&drop_reasons, &reason) != 0;
+	return listed != (cfg->reasons == NT_REASONS_ONLY);
+}
+
+NT_TRACE(drop, kfree_skb, struct sk_buff *, skb, void *, location)
+{
+	const int where = NT_AT_ANY | (direct ? NT_DIRECT : 0);
+	struct nt_drop d = {};
+	struct nt_drop_cfg *cfg;
+	char name[16] = {};
+	struct nt_pkt pkt;
+	__u32 zero = 0;
+
+	cfg = bpf_map_lookup_elem(&nt_cfg, &zero);
+	if (!cfg || !cfg->enabled || !skb)
+		return 0;
+	d.now = bpf_ktime_get_ns();
+	nt_drop_count(NT_STEP_SEEN);
+	d.reason = nt_drop_reason(ctx);
+	if (nt_reason_refused(cfg, d.reason)) {
+		nt_drop_count(NT_STEP_REASON);
+		return 0;
+	}
+	d.location = nt_drop_place(ctx, cfg, (__u64)location);
+	if (cfg->by_location && !nt_in_ranges(cfg->locations, NT_DROP_LOCATIONS, d.location)) {
+		nt_drop_count(NT_STEP_LOCATION);
+		return 0;
+	}
+	nt_drop_where(ctx, skb, direct, &d, name);
+	if (cfg->netns && cfg->netns != d.netns) {
+		nt_drop_count(NT_STEP_NETNS);
+		return 0;
+	}
+	if (cfg->by_device) {
+		struct nt_drop_device device = { .netns = d.netns, .ifindex = d.ifindex };
+
+		if (!bpf_map_lookup_elem(&drop_devices, &device)) {
+			nt_drop_count(NT_STEP_INTERFACE);
+			return 0;
+		}
+	}
+	if (nt_parse_skb(skb, where, &pkt)) {
+		nt_pkt_init(&pkt);
+		pkt.flags = NT_PKT_FAULT;
+	}
+	if (nt_drop_refused(cfg, &pkt))
+		return 0;
+	d.len = NT_GET(skb, len);
+	nt_drop_facts(skb, direct, &pkt, &d);
+	nt_drop_count(NT_STEP_MATCHED);
+	nt_drop_total(&d);
+	if (cfg->mode == NT_DROP_GROUPS)
+		nt_drop_add(ctx, cfg, &d, &pkt);
+	else
+		nt_drop_emit(ctx, cfg, skb, direct, &d, &pkt, name);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * nt_flight - vocabulary and state of the flight engine: stages, roles, ends, maps
+ */
+#ifndef NT_FLIGHT_H
+#define NT_FLIGHT_H
+
+#include <bpf/bpf_helpers.h>
+
+#include "nt_channel.h"
+#include "nt_filter.h"
+#include "nt_hist.h"
+#include "nt_print.h"
+#include "nt_types.h"
+
+#ifndef NT_DETAIL
+#define NT_DETAIL 0
+#endif
+
+#define NT_FLIGHTS (NT_DETAIL ? 16384 : 65536)
+#define NT_HOPS 24
+
+enum nt_stage {
+	NT_STAGE_NONE,
+	NT_STAGE_DEV_RX,
+	NT_STAGE_DEV_BKLG,
+	NT_STAGE_DEV_QUEUE,
+	NT_STAGE_DEV_XMIT,
+	NT_STAGE_OVS_IN,
+	NT_STAGE_OVS_LOOKUP,
+	NT_STAGE_OVS_MISS,
+	NT_STAGE_OVS_UPQ,
+	NT_STAGE_OVS_BACK,
+	NT_STAGE_OVS_EXEC,
+	NT_STAGE_OVS_SEND,
+	NT_STAGE_BR_FWD,
+	NT_STAGE_BR_UP,
+	NT_STAGE_VM_KICK,
+	NT_STAGE_VM_XMIT,
+	NT_STAGE_VM_TAKE,
+	NT_STAGE_VM_COPIED,
+	NT_STAGE_TOTAL, /* from the entry stage to the end */
+};
+
+/* Of a VM's packets, rx is what the host receives from the VM. */
+enum nt_direction {
+	NT_DIRECTION_RX,
+	NT_DIRECTION_TX,
+	NT_DIRECTION_MAX,
+};
+
+/* What a device is to the VM interfaces; bits. */
+enum nt_role {
+	NT_ROLE_VNET = 1 << 0,	 /* a chosen VM interface */
+	NT_ROLE_PORT = 1 << 1,	 /* packets to the VM come in here */
+	NT_ROLE_HOST = 1 << 2,	 /* the host's own side of the switch: bridge, internal port */
+	NT_ROLE_PASS = 1 << 3,	 /* not an end: another device of this host sends the packet on */
+	NT_ROLE_UPLINK = 1 << 4, /* the wire side */
+};
+
+enum nt_flight_flag {
+	NT_FLIGHT_MULTICAST = 1 << 0,	/* follow multicast to the VM too */
+	NT_FLIGHT_UNTIL_TAP = 1 << 1,	/* to the VM: end at the tap, not in guest memory */
+	NT_FLIGHT_ONLY_UPLINK = 1 << 2, /* from the VM: only an uplink is an end */
+	NT_FLIGHT_EXPLAIN = 1 << 3,	/* count rejections */
+};
+
+/* How flights ended, as far as the kernel side knows; the sweeper adds the others. */
+enum nt_end {
+	NT_END_STARTED, /* not an end: their sum must equal it */
+	NT_END_COMPLETED,
+	NT_END_DROPPED,	   /* freed, and the buffer carries another packet */
+	NT_END_STALE,	   /* the buffer carries another packet, the end was not seen */
+	NT_END_MAX,
+};
+
+/* Why a packet at an entry stage was not followed; then the steps of enum nt_reject. */
+enum nt_explain {
+	NT_EXPLAIN_DEVICE,    /* not one of the devices */
+	NT_EXPLAIN_DIRECTION, /* a direction that was not asked for */
+	NT_EXPLAIN_FORWARDED, /* it came in elsewhere, where it was rejected */
+	NT_EXPLAIN_MULTICAST,
+	NT_EXPLAIN_MAC, /* not addressed to the VM */
+	NT_EXPLAIN_PORT_VLAN,
+	NT_EXPLAIN_FILTER, /* + enum nt_reject */
+	NT_EXPLAIN_MAX = NT_EXPLAIN_FILTER + NT_REJECT_MAX,
+};
+
+struct nt_hop {
+	__u64 ts_ns;
+	__u32 ifindex;
+	__u16 cpu;
+	__u8 stage;
+	__u8 hits;
+};
+
+struct nt_flight {
+	__u64 start_ns;
+	__u64 last_ns;
+	__u64 skb; /* as last seen */
+	__u64 free_ns;
+	__u64 free_location;
+	struct nt_tuple tuple;
+	struct nt_print print;
+	__u32 free_reason;
+	__u32 vm_ifindex;
+	__u32 entry_ifindex;
+	__u32 last_ifindex; /* of the last stage that has a device */
+	__u32 len_bytes;
+	__u32 ip_id;
+	__u32 seq; /* TCP sequence number, ICMP echo sequence */
+	__u16 vlan_id;
+	__u16 segs;
+	__u8 direction;
+	__u8 entry_stage;
+	__u8 last_stage;
+	__u8 end;	/* enum nt_end, 0 while under way */
+	__u32 hop_count; /* also of hops that found no place */
+#if NT_DETAIL
+	struct nt_hop hops[NT_HOPS];
+#endif
+};
+
+struct nt_pair_key {
+	__u8 direction;
+	__u8 from;
+	__u8 to;
+	__u8 reserved;
+	__u32 ifindex; /* device of `to`, 0 if it has none */
+};
+
+struct nt_device_key {
+	__u32 netns;
+	__u32 ifindex;
+};
+
+struct nt_device {
+	__u32 role;
+	__u16 vlan_id; /* only packets of this VLAN, NT_VLAN_NONE: any */
+	__u16 reserved;
+};
+
+/* The address of a guest; with `loose` its first byte is not known. */
+struct nt_mac_key {
+	__u8 mac[6];
+	__u16 loose;
+};
+
+struct nt_flight_cfg {
+	struct nt_filter filter;
+	__u64 threshold_ns; /* emit packets whose total is at least this */
+	__u32 enabled;
+	__u32 entry_open; /* new packets are taken */
+	__u32 directions; /* bit per direction */
+	__u32 flags;
+	__u32 epoch;
+	__u32 reserved;
+};
+
+struct nt_manifest {
+	struct nt_flight_cfg cfg;
+	struct nt_flight flight;
+	enum nt_stage stage;
+	enum nt_direction direction;
+	enum nt_role role;
+	enum nt_flight_flag flag;
+	enum nt_end end;
+	enum nt_explain explain;
+	enum nt_reject reject;
+	enum nt_loss loss;
+	enum nt_filter_use filter_use;
+#if NT_DETAIL
+	struct nt_flight events;
+#endif
+};
+const struct nt_manifest nt_manifest SEC(".ntools") = {};
+
+#define NT_MAP(name, kind, entries, key_type, value_type)                                          \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_##kind);                                                 \
+		__uint(max_entries, entries);                                                      \
+		__type(key, key_type);                                                             \
+		__type(value, value_type);                                                         \
+	} name SEC(".maps")
+
+NT_MAP(nt_cfg, ARRAY, 1, __u32, struct nt_flight_cfg);
+NT_MAP(flights, HASH, NT_FLIGHTS, __u64, struct nt_flight);
+/* Flights whose buffer went to another packet, until user space fetches them; key: start. */
+NT_MAP(graves, HASH, 4096, __u64, struct nt_flight);
+NT_MAP(aliases, LRU_HASH, 16384, __u64, __u64);
+NT_MAP(pairs, PERCPU_HASH, 256, struct nt_pair_key, struct nt_hist);
+NT_MAP(ends, PERCPU_ARRAY, NT_DIRECTION_MAX *NT_END_MAX, __u32, __u64);
+NT_MAP(rejects, PERCPU_ARRAY, NT_EXPLAIN_MAX, __u32, __u64);
+NT_MAP(devices, HASH, 1024, struct nt_device_key, struct nt_device);
+NT_MAP(macs, HASH, 128, struct nt_mac_key, __u32);
+NT_MAP(kicks, LRU_HASH, 4096, __u32, __u64);
+/* Too large for the stack. Entry stages run with softirqs off: one at a time per CPU. */
+NT_MAP(blank, PERCPU_ARRAY, 1, __u32, struct nt_flight);
+NT_MAP(blank_hist, ARRAY, 1, __u32, struct nt_hist);
+#if NT_DETAIL
+NT_CHANNEL(events, struct nt_flight, 8 << 20);
+#endif
+
+#endif

@@ -1,0 +1,753 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * nt_parse - headers of a packet, from an skb or from plain memory
+ *
+ *	struct nt_pkt pkt;
+ *
+ *	if (nt_parse_skb(skb, NT_AT_DATA | (direct ? NT_DIRECT : 0), &pkt)) {
+ *		nt_lost(NT_LOSS_READ_FAILED);
+ *		return 0;
+ *	}
+ *
+ * VLAN in the skb and two tags in the data, ARP, IPv4 with options, IPv6 with up to 6 extension
+ * headers, TCP, UDP, ICMP, SCTP; nt_parse_inner() looks into VXLAN, Geneve and GRE. Only the
+ * linear part is read, each header in one piece. What could not be read is told by flags, never
+ * guessed: without NT_PKT_L4 there are no ports.
+ *
+ * All functions are inlined, without loops and global data. Offsets count from skb->head and are
+ * 64 bit because narrow arithmetic costs two shifts per step in this instruction set. The size of
+ * every read is constant: a variable one makes the verifier follow each packet length separately.
+ */
+#ifndef NT_PARSE_H
+#define NT_PARSE_H
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+#include "nt_compat.h"
+#include "nt_types.h"
+
+/* Where the headers are, and how to read them. Constants: one NT_AT_*, combined with the others. */
+enum nt_where {
+	NT_AT_DATA = 0, /* L3, or a VLAN tag, at skb->data; the network offset is not trusted */
+	NT_AT_ETH = 1,	/* Ethernet at skb->data; the network offset is not trusted */
+	NT_AT_NET = 2,	/* L3 at the network offset */
+	NT_AT_ANY = 3,	/* free.*: network offset if it makes sense, else MAC header, else data */
+	NT_AT_MASK = 3,
+	NT_DIRECT = 1 << 2,  /* the verifier knows the type of skb: plain loads */
+	NT_LEN_SKB = 1 << 3, /* the length in the IP header is not set yet (l4.out .. l3.local_out) */
+	NT_NO_MAC = 1 << 4,  /* MAC addresses are not wanted */
+};
+
+#define NT_EXT_MAX 6
+#define NT_ETH_MIN_TYPE 0x600
+#define NT_MAC_UNSET 0xffff
+
+#define NT_PORT_GENEVE 6081
+#define NT_PORT_VXLAN 4789
+#define NT_PORT_VXLAN_OLD 8472
+
+/* What the parser needs of an skb. */
+struct nt_skb {
+	const unsigned char *head;
+	__u64 data;   /* offset of skb->data */
+	__u64 linear; /* end of the linear part */
+	__u64 end;    /* end of the packet */
+	__u64 network;
+	__u64 mac;
+	__u64 protocol;
+	struct nt_vlan_tag vlan;
+};
+
+/* The rest of a packet: off moves from header to header, the ends shrink to the IP length. */
+struct nt_span {
+	const unsigned char *head;
+	__u64 off;
+	__u64 linear;
+	__u64 end;
+};
+
+/* Wire formats. */
+
+struct nt_ethhdr {
+	__u8 dst[6];
+	__u8 src[6];
+	__be16 proto;
+};
+
+struct nt_vlanhdr {
+	__be16 tci;
+	__be16 proto;
+};
+
+struct nt_arphdr {
+	__be32 types;	/* of hardware and protocol addresses */
+	__be16 lengths; /* of these */
+	__be16 op;
+	__u8 sha[6];
+	__u8 spa[4];
+	__u8 tha[6];
+	__u8 tpa[4];
+};
+
+/* Ethernet and IPv4 addresses: nothing else is in use. */
+#define NT_ARP_TYPES 0x00010800
+#define NT_ARP_LENGTHS 0x0604
+
+struct nt_iphdr {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total_len;
+	__be16 id;
+	__be16 frag_off;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 check;
+	__be32 src;
+	__be32 dst;
+};
+
+struct nt_ipv6hdr {
+	__be32 version_class_flow;
+	__be16 payload_len;
+	__u8 next;
+	__u8 hop_limit;
+	__u64 src[2];
+	__u64 dst[2];
+};
+
+/* The first 8 bytes of every extension header; frag_* as in the fragment header. */
+struct nt_ipv6ext {
+	__u8 next;
+	__u8 len;
+	__be16 frag_off;
+	__be32 frag_id;
+};
+
+#define NT_NEXT_ROUTING 43
+#define NT_NEXT_FRAGMENT 44
+#define NT_NEXT_AUTH 51
+#define NT_NEXT_DEST_OPTS 60
+#define NT_NEXT_DATA 0x100
+#define NT_EXT_SET                                                                                 \
+	(1ULL | 1ULL << NT_NEXT_ROUTING | 1ULL << NT_NEXT_FRAGMENT | 1ULL << NT_NEXT_AUTH |        \
+	 1ULL << NT_NEXT_DEST_OPTS)
+
+struct nt_tcphdr {
+	__be16 src_port;
+	__be16 dst_port;
+	__be32 seq;
+	__be32 ack;
+	__u8 off;
+	__u8 flags;
+	__be16 window;
+	__be16 check;
+	__be16 urgent;
+};
+
+/* Ports of UDP and its relatives; type and code of ICMP with the two words of an echo. */
+struct nt_l4hdr {
+	union {
+		__be16 src_port;
+		struct {
+			__u8 type;
+			__u8 code;
+		};
+	};
+	__be16 dst_port;
+	__be16 id;
+	__be16 seq;
+};
+
+/* The first 8 bytes of VXLAN, Geneve and GRE; names are those of GRE. */
+struct nt_tunhdr {
+	__u8 flags;
+	__u8 version;
+	__be16 proto;
+	__be32 word;
+};
+
+#define NT_GRE_CHECKSUM 0x80
+#define NT_GRE_ROUTING 0x40
+#define NT_GRE_KEY 0x20
+#define NT_GRE_SEQUENCE 0x10
+#define NT_GRE_VERSION 0x07
+#define NT_GENEVE_OPTIONS 0x3f
+#define NT_VXLAN_VNI 0x08
+
+/*
+ * Hides from the compiler where the packet is: it would keep every field in a register or a copy
+ * of its own and follow each combination of headers with separate code.
+ */
+#define NT_OPAQUE(p) asm volatile("" : "+r"(p))
+
+static __always_inline void nt_pkt_init(struct nt_pkt *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	p->vlan_id = NT_VLAN_NONE;
+	p->inner_vlan_id = NT_VLAN_NONE;
+}
+
+/* Reads a whole header at s->off if it lies in the linear part. False: a flag says why. */
+static __always_inline bool nt_header(const struct nt_span *s, void *hdr, const __u32 size,
+				      struct nt_pkt *p)
+{
+	if (s->off + size > s->linear) {
+		p->flags |= NT_PKT_TRUNCATED;
+		return false;
+	}
+	if (bpf_probe_read_kernel(hdr, size, s->head + s->off)) {
+		p->flags |= NT_PKT_FAULT;
+		return false;
+	}
+	return true;
+}
+
+/*
+ * The first 8 bytes of the rest, or all there are if it is shorter; none if they are not linear.
+ * The read has constant size and ends with the wanted bytes; those before them are shifted out.
+ */
+static __always_inline void nt_payload(const struct nt_span *s, struct nt_pkt *p)
+{
+	__u64 want = s->end - s->off, word;
+
+	p->payload_off = s->off;
+	p->payload_len = want;
+	if (want > sizeof(word))
+		want = sizeof(word);
+	if (!want || s->off + want > s->linear)
+		return;
+	if (bpf_probe_read_kernel(&word, sizeof(word), s->head + s->off + want - sizeof(word))) {
+		p->flags |= NT_PKT_FAULT;
+		return;
+	}
+	p->payload = word >> (64 - 8 * want);
+	p->flags |= NT_PKT_PAYLOAD;
+}
+
+static __always_inline bool nt_is_vlan(__u64 proto)
+{
+	return proto == NT_ETH_VLAN || proto == NT_ETH_QINQ;
+}
+
+static __always_inline void nt_set_vlan(struct nt_pkt *p, __u64 proto, __u64 tci)
+{
+	if (!p->vlan_proto) {
+		p->vlan_proto = proto;
+		p->vlan_id = tci & 0xfff;
+		p->vlan_pcp = tci >> 13;
+	} else if (p->inner_vlan_id == NT_VLAN_NONE) {
+		p->inner_vlan_id = tci & 0xfff;
+		p->inner_vlan_pcp = tci >> 13;
+	}
+}
+
+/* Up to two tags in the data. */
+static __always_inline bool nt_vlans(struct nt_span *s, __u64 *proto, struct nt_pkt *p)
+{
+	struct nt_vlanhdr tag;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		if (!nt_is_vlan(*proto))
+			return true;
+		if (!nt_header(s, &tag, sizeof(tag), p))
+			return false;
+		nt_set_vlan(p, *proto, bpf_ntohs(tag.tci));
+		*proto = bpf_ntohs(tag.proto);
+		s->off += sizeof(tag);
+	}
+	return true;
+}
+
+static __always_inline void nt_arp(const struct nt_span *s, struct nt_pkt *p)
+{
+	struct nt_arphdr arp;
+
+	if (!nt_header(s, &arp, sizeof(arp), p))
+		return;
+	p->arp_op = bpf_ntohs(arp.op);
+	p->total_len = sizeof(arp);
+	if (arp.types != bpf_htonl(NT_ARP_TYPES) || arp.lengths != bpf_htons(NT_ARP_LENGTHS)) {
+		p->flags |= NT_PKT_BAD;
+		return;
+	}
+	__builtin_memcpy(p->arp_sha, arp.sha, sizeof(arp.sha));
+	__builtin_memcpy(p->arp_tha, arp.tha, sizeof(arp.tha));
+	__builtin_memcpy(p->tuple.src, arp.spa, sizeof(arp.spa));
+	__builtin_memcpy(p->tuple.dst, arp.tpa, sizeof(arp.tpa));
+	p->flags |= NT_PKT_L3;
+}
+
+/*
+ * Ends the packet where the IP header says, or where the skb ends if the header does not say: on
+ * the way out before __ip_local_out(), and in packets above 64 KiB.
+ */
+static __always_inline void nt_ip_length(struct nt_span *s, __u64 told, const int where,
+					 struct nt_pkt *p)
+{
+	__u64 there = s->end - s->off;
+
+	if ((where & NT_LEN_SKB) || !told)
+		told = there;
+	else if (told > there)
+		p->flags |= NT_PKT_BAD;
+	p->total_len = told;
+	s->end = s->off + told;
+	if (s->linear > s->end)
+		s->linear = s->end;
+}
+
+static __always_inline bool nt_ipv4(struct nt_span *s, const int where, struct nt_pkt *p)
+{
+	struct nt_iphdr ip;
+	__u64 hdr_len, frag;
+
+	if (!nt_header(s, &ip, sizeof(ip), p))
+		return false;
+	hdr_len = (ip.version_ihl & 0xf) * 4;
+	if (ip.version_ihl >> 4 != 4 || hdr_len < sizeof(ip)) {
+		p->flags |= NT_PKT_BAD;
+		return false;
+	}
+	p->tuple.family = 4;
+	p->tuple.protocol = ip.protocol;
+	__builtin_memcpy(p->tuple.src, &ip.src, sizeof(ip.src));
+	__builtin_memcpy(p->tuple.dst, &ip.dst, sizeof(ip.dst));
+	p->ttl = ip.ttl;
+	p->tos = ip.tos;
+	p->ip_id = bpf_ntohs(ip.id);
+	frag = bpf_ntohs(ip.frag_off);
+	p->frag_off = (frag & 0x1fff) << 3;
+	p->flags |= NT_PKT_L3;
+	if (frag & 0x3fff)
+		p->flags |= NT_PKT_FRAG;
+	if (frag & 0x2000)
+		p->flags |= NT_PKT_MF;
+	nt_ip_length(s, bpf_ntohs(ip.total_len), where, p);
+	s->off += hdr_len;
+	return true;
+}
+
+static __always_inline bool nt_is_ext(__u64 next)
+{
+	return next < 64 && (NT_EXT_SET >> next & 1);
+}
+
+/*
+ * Skips the extension headers. False: what follows cannot be read. Behind the header of a later
+ * fragment is data; *next is kept, out of the range of header numbers, until the end.
+ */
+static __always_inline bool nt_ipv6_exts(struct nt_span *s, __u64 *next, struct nt_pkt *p)
+{
+	struct nt_ipv6ext ext, frag = {};
+	__u64 this, len;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < NT_EXT_MAX; i++) {
+		if (!nt_is_ext(*next))
+			break;
+		if (!nt_header(s, &ext, sizeof(ext), p))
+			return false;
+		this = *next;
+		*next = ext.next;
+		len = (ext.len + 1) * 8;
+		if (this == NT_NEXT_AUTH)
+			len = (ext.len + 2) * 4;
+		if (this == NT_NEXT_FRAGMENT) {
+			frag = ext;
+			frag.len = 1;
+			len = sizeof(ext);
+			if (ext.frag_off & bpf_htons(0xfff8))
+				*next |= NT_NEXT_DATA;
+		}
+		s->off += len;
+	}
+	if (nt_is_ext(*next)) {
+		p->flags |= NT_PKT_DEEP;
+		return false;
+	}
+	if (frag.len) {
+		p->ip_id = bpf_ntohl(frag.frag_id);
+		p->frag_off = bpf_ntohs(frag.frag_off) & 0xfff8;
+		p->flags |= NT_PKT_FRAG;
+		if (frag.frag_off & bpf_htons(1))
+			p->flags |= NT_PKT_MF;
+	}
+	return true;
+}
+
+static __always_inline bool nt_ipv6(struct nt_span *s, const int where, struct nt_pkt *p)
+{
+	struct nt_ipv6hdr ip;
+	__u64 next, told;
+	__u32 first;
+	bool more;
+
+	if (!nt_header(s, &ip, sizeof(ip), p))
+		return false;
+	first = bpf_ntohl(ip.version_class_flow);
+	if (first >> 28 != 6) {
+		p->flags |= NT_PKT_BAD;
+		return false;
+	}
+	p->tuple.family = 6;
+	__builtin_memcpy(p->tuple.src, ip.src, sizeof(ip.src));
+	__builtin_memcpy(p->tuple.dst, ip.dst, sizeof(ip.dst));
+	p->ttl = ip.hop_limit;
+	p->tos = first >> 20;
+	p->flags |= NT_PKT_L3;
+	told = bpf_ntohs(ip.payload_len);
+	if (told)
+		told += sizeof(ip);
+	nt_ip_length(s, told, where, p);
+	s->off += sizeof(ip);
+	next = ip.next;
+	more = nt_ipv6_exts(s, &next, p);
+	p->tuple.protocol = next;
+	return more;
+}
+
+static __always_inline void nt_tcp(struct nt_span *s, struct nt_pkt *p)
+{
+	struct nt_tcphdr tcp;
+	__u64 hdr_len;
+
+	if (!nt_header(s, &tcp, sizeof(tcp), p))
+		return;
+	hdr_len = (tcp.off >> 4) * 4;
+	p->flags |= NT_PKT_L4;
+	p->tuple.src_port = bpf_ntohs(tcp.src_port);
+	p->tuple.dst_port = bpf_ntohs(tcp.dst_port);
+	p->seq = bpf_ntohl(tcp.seq);
+	p->ack = bpf_ntohl(tcp.ack);
+	p->window = bpf_ntohs(tcp.window);
+	p->tcp_flags = tcp.flags;
+	p->tcp_hdr_len = hdr_len;
+	s->off += hdr_len;
+	if (hdr_len < sizeof(tcp) || s->off > s->end) {
+		p->flags |= NT_PKT_BAD;
+		return;
+	}
+	p->payload_off = s->off;
+	p->payload_len = s->end - s->off;
+}
+
+/* UDP, ICMP, and what has its ports at the same place. True: the payload is wanted. */
+static __always_inline bool nt_short_l4(struct nt_span *s, bool icmp, struct nt_pkt *p)
+{
+	struct nt_l4hdr l4;
+	__u64 type;
+
+	if (!nt_header(s, &l4, sizeof(l4), p))
+		return false;
+	s->off += sizeof(l4);
+	p->tuple.src_port = bpf_ntohs(l4.src_port);
+	if (!icmp) {
+		p->flags |= NT_PKT_L4;
+		p->tuple.dst_port = bpf_ntohs(l4.dst_port);
+		return true;
+	}
+	type = l4.type;
+	p->flags |= NT_PKT_ICMP;
+	p->icmp_type = type;
+	p->icmp_code = l4.code;
+	/* 8 and 0, or 128 and 129 */
+	type = p->tuple.family == 4 ? type & ~8ULL : (type & ~1ULL) ^ 128;
+	if (!type) {
+		p->flags |= NT_PKT_ECHO;
+		p->icmp_id = bpf_ntohs(l4.id);
+		p->icmp_seq = bpf_ntohs(l4.seq);
+		p->tuple.dst_port = p->icmp_id;
+	}
+	return true;
+}
+
+static __always_inline bool nt_l4(struct nt_span *s, struct nt_pkt *p)
+{
+	const __u64 protocol = p->tuple.protocol;
+	bool icmp = protocol == (p->tuple.family == 4 ? NT_IP_ICMP : NT_IP_ICMPV6);
+
+	p->l4_off = s->off;
+	if (p->frag_off)
+		return false;
+	if (s->off > s->end) {
+		p->flags |= NT_PKT_BAD;
+		return false;
+	}
+	if (protocol == NT_IP_TCP) {
+		nt_tcp(s, p);
+		return false;
+	}
+	if (icmp || protocol == NT_IP_UDP || protocol == NT_IP_UDPLITE ||
+	    protocol == NT_IP_SCTP || protocol == NT_IP_DCCP)
+		return nt_short_l4(s, icmp, p);
+	return false;
+}
+
+/* From the EtherType on; the packet is initialised, outer tag and MAC addresses are in it. */
+static __always_inline void nt_parse_rest(struct nt_span *s, __u64 proto, const int where,
+					  struct nt_pkt *p)
+{
+	bool more = nt_vlans(s, &proto, p);
+
+	p->tuple.eth_proto = proto;
+	if (!more)
+		return;
+	p->l3_off = s->off;
+	if (proto == NT_ETH_IPV4) {
+		more = nt_ipv4(s, where, p);
+	} else if (proto == NT_ETH_IPV6) {
+		more = nt_ipv6(s, where, p);
+	} else if (proto == NT_ETH_ARP || proto == NT_ETH_RARP) {
+		nt_arp(s, p);
+		more = false;
+	} else {
+		p->total_len = s->end - s->off;
+	}
+	if (p->tuple.family)
+		more = more && nt_l4(s, p);
+	if (more)
+		nt_payload(s, p);
+	/* Nothing behind the linear part: the packet itself is too short. */
+	if ((p->flags & NT_PKT_TRUNCATED) && s->linear >= s->end)
+		p->flags ^= NT_PKT_TRUNCATED | NT_PKT_BAD;
+}
+
+static __always_inline int nt_parsed(const struct nt_pkt *p)
+{
+	return p->flags & NT_PKT_FAULT ? -1 : 0;
+}
+
+/*
+ * Parses plain memory. head + off is the first byte behind an EtherType `proto` (host order);
+ * linear and end, counted from head, are the ends of what may be read and of the packet.
+ * Returns 0, or -1 when memory could not be read.
+ */
+static __always_inline int nt_parse_bytes(const void *head, __u64 off, __u64 linear, __u64 end,
+					  __u64 proto, const int where, struct nt_pkt *p)
+{
+	struct nt_span s = { .head = head, .off = off, .linear = linear, .end = end };
+
+	NT_OPAQUE(p);
+	nt_pkt_init(p);
+	nt_parse_rest(&s, proto, where, p);
+	return nt_parsed(p);
+}
+
+/* Reads the MAC header at s->off and moves behind it. */
+static __always_inline bool nt_ethernet(struct nt_span *s, __u64 *proto, struct nt_pkt *p)
+{
+	struct nt_ethhdr eth;
+
+	if (!nt_header(s, &eth, sizeof(eth), p))
+		return false;
+	__builtin_memcpy(p->dmac, eth.dst, sizeof(eth.dst));
+	__builtin_memcpy(p->smac, eth.src, sizeof(eth.src));
+	p->flags |= NT_PKT_L2;
+	*proto = bpf_ntohs(eth.proto);
+	if (*proto < NT_ETH_MIN_TYPE)
+		*proto = NT_ETH_LLC;
+	s->off += sizeof(eth);
+	return true;
+}
+
+/*
+ * head and data, neighbours in every kernel so far, as plain numbers. Not loaded directly: since
+ * v6.17 the verifier makes a pointer of such a load, wants to know every offset added to it
+ * exactly, and follows each combination of header lengths on its own.
+ */
+struct nt_skb_base {
+	__u64 head;
+	__u64 data;
+};
+
+static __always_inline void nt_skb_base(struct sk_buff *skb, struct nt_skb_base *base)
+{
+	if (bpf_core_field_offset(skb->data) == bpf_core_field_offset(skb->head) + 8) {
+		bpf_core_read(base, sizeof(*base), &skb->head);
+	} else {
+		bpf_core_read(&base->head, sizeof(base->head), &skb->head);
+		bpf_core_read(&base->data, sizeof(base->data), &skb->data);
+	}
+}
+
+/*
+ * Reads of an skb what the parser needs at this place; the rest of *m is 0. Returns 0, or -1 when
+ * it could not be read.
+ */
+static __always_inline int nt_skb_load(struct sk_buff *skb, const int where, struct nt_skb *m)
+{
+	const int direct = where & NT_DIRECT, at = where & NT_AT_MASK;
+	struct nt_skb_base base;
+
+	nt_skb_base(skb, &base);
+	m->head = (const unsigned char *)base.head;
+	m->data = base.data - base.head;
+	m->end = m->data + NT_GET(skb, len);
+	m->linear = m->end - NT_GET(skb, data_len);
+	m->protocol = 0;
+	m->network = 0;
+	m->mac = NT_MAC_UNSET;
+	if (at != NT_AT_ETH)
+		m->protocol = bpf_ntohs(NT_GET(skb, protocol));
+	if (at == NT_AT_NET || at == NT_AT_ANY)
+		m->network = NT_GET(skb, network_header);
+	if (at == NT_AT_NET || at == NT_AT_ANY || (at == NT_AT_DATA && !(where & NT_NO_MAC)))
+		m->mac = NT_GET(skb, mac_header);
+	nt_vlan_acc(skb, direct, &m->vlan);
+	return m->head ? 0 : -1;
+}
+
+/* EtherType by the version nibble; 0 when it is of neither IP version or cannot be read. */
+static __always_inline __u64 nt_guess(const struct nt_skb *m, __u64 off)
+{
+	__u8 first = 0;
+
+	if (off >= m->linear || bpf_probe_read_kernel(&first, 1, m->head + off))
+		return 0;
+	first >>= 4;
+	return first == 4 ? NT_ETH_IPV4 : first == 6 ? NT_ETH_IPV6 : 0;
+}
+
+/*
+ * EtherType of what is at the network offset, 0 if the offset makes no sense. The protocol is 0
+ * before __ip_local_out(); with a tag in the data it names the tag.
+ */
+static __always_inline __u64 nt_network_proto(const struct nt_skb *m)
+{
+	const bool ip = m->protocol == NT_ETH_IPV4 || m->protocol == NT_ETH_IPV6;
+	__u64 guess;
+
+	if (!m->network || m->network >= m->end)
+		return 0;
+	if (!ip && m->protocol && !nt_is_vlan(m->protocol))
+		return m->protocol;
+	guess = nt_guess(m, m->network);
+	return ip && guess != m->protocol ? 0 : guess;
+}
+
+/* Parses an skb whose fields are already here. Returns 0, or -1 when memory was not readable. */
+static __always_inline int nt_parse_at(const struct nt_skb *m, const int where, struct nt_pkt *p)
+{
+	const int at = where & NT_AT_MASK;
+	struct nt_span s = { .head = m->head, .linear = m->linear, .end = m->end };
+	bool mac = m->mac != NT_MAC_UNSET;
+	/* The MAC header leads to L3: always, or because a tag lies between the two. */
+	bool lead = at == NT_AT_ETH || (at != NT_AT_DATA && mac && nt_is_vlan(m->protocol));
+	__u64 off = at == NT_AT_NET ? m->network : m->data;
+	__u64 proto = m->protocol, found;
+
+	NT_OPAQUE(p);
+	nt_pkt_init(p);
+	if (m->vlan.proto) {
+		nt_set_vlan(p, m->vlan.proto, m->vlan.tci);
+		p->flags = NT_PKT_VLAN_ACC;
+	}
+	if (at == NT_AT_NET && !proto)
+		proto = nt_guess(m, off);
+	if (at == NT_AT_ANY && !lead) {
+		found = nt_network_proto(m);
+		if (found) {
+			proto = found;
+			off = m->network;
+		} else {
+			lead = mac;
+		}
+	}
+	s.off = at == NT_AT_ETH ? m->data : m->mac;
+	/* Right before L3, or a tag or two before: any other MAC header is an old one. */
+	if (!lead && ((where & NT_NO_MAC) || off - s.off - sizeof(struct nt_ethhdr) > 8))
+		mac = false;
+	if ((lead || mac) && !nt_ethernet(&s, &found, p))
+		return nt_parsed(p);
+	if (lead)
+		proto = found;
+	else
+		s.off = off;
+	nt_parse_rest(&s, proto, where, p);
+	return nt_parsed(p);
+}
+
+/* Parses an skb; `where` is a constant. Returns 0, or -1 when memory could not be read. */
+static __always_inline int nt_parse_skb(struct sk_buff *skb, const int where, struct nt_pkt *p)
+{
+	struct nt_skb m;
+
+	if (nt_skb_load(skb, where, &m))
+		return -1;
+	return nt_parse_at(&m, where, p);
+}
+
+/*
+ * Finds what is inside the VXLAN (UDP 4789, 8472), Geneve (6081) or GRE tunnel whose outer
+ * headers are in *p: s->off is there, *proto its EtherType. False: no tunnel, or not readable.
+ */
+static __always_inline bool nt_tunnel(struct nt_span *s, struct nt_pkt *p, __u64 *proto, __u32 *id)
+{
+	const __u64 port = p->tuple.dst_port;
+	const bool gre = p->tuple.protocol == NT_IP_GRE;
+	struct nt_tunhdr hdr;
+
+	s->off = gre ? p->l4_off : p->payload_off;
+	if (p->frag_off || !s->off)
+		return false;
+	if (!gre && (p->tuple.protocol != NT_IP_UDP ||
+		     (port != NT_PORT_VXLAN && port != NT_PORT_VXLAN_OLD && port != NT_PORT_GENEVE)))
+		return false;
+	if (!nt_header(s, &hdr, sizeof(hdr), p))
+		return false;
+	*proto = bpf_ntohs(hdr.proto);
+	if (gre) {
+		if ((hdr.version & NT_GRE_VERSION) || (hdr.flags & NT_GRE_ROUTING))
+			return false;
+		/* A word each, in this order, if present: checksum, key, sequence number. */
+		s->off += 4;
+		if (hdr.flags & NT_GRE_CHECKSUM)
+			s->off += 4;
+		if (hdr.flags & NT_GRE_KEY) {
+			if (!nt_header(s, &hdr.word, sizeof(hdr.word), p))
+				return false;
+			*id = bpf_ntohl(hdr.word);
+			s->off += 4;
+		}
+		if (hdr.flags & NT_GRE_SEQUENCE)
+			s->off += 4;
+	} else {
+		*id = bpf_ntohl(hdr.word) >> 8;
+		s->off += sizeof(hdr);
+		if (port == NT_PORT_GENEVE)
+			s->off += (hdr.flags & NT_GENEVE_OPTIONS) * 4;
+		else if (hdr.flags & NT_VXLAN_VNI)
+			*proto = NT_ETH_TEB;
+		else
+			return false;
+	}
+	return *proto == NT_ETH_TEB || *proto == NT_ETH_IPV4 || *proto == NT_ETH_IPV6;
+}
+
+/*
+ * Replaces *p, just parsed from this skb, by the packet inside its tunnel. Returns 1 if there is
+ * one, 0 if not (then *p is as before), -1 when memory could not be read.
+ */
+static __always_inline int nt_parse_inner(const struct nt_skb *m, struct nt_pkt *p)
+{
+	struct nt_span s = { .head = m->head, .linear = m->linear, .end = m->end };
+	__u64 proto = 0;
+	__u32 id = 0;
+
+	NT_OPAQUE(p);
+	if (!nt_tunnel(&s, p, &proto, &id))
+		return nt_parsed(p);
+	nt_pkt_init(p);
+	p->tunnel_id = id;
+	p->flags = NT_PKT_TUNNEL;
+	if (proto != NT_ETH_TEB || nt_ethernet(&s, &proto, p))
+		nt_parse_rest(&s, proto, 0, p);
+	return nt_parsed(p) ? -1 : 1;
+}
+
+#endif

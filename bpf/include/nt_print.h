@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * nt_print - fingerprint of a packet: is this buffer still the same packet?
+ *
+ * A buffer (skb->head) is reused within microseconds, so it identifies a packet only together
+ * with bytes that no hop changes. While a packet stays in one buffer its headers stay where they
+ * are: a VLAN tag pushed into the data moves the MAC addresses, not what follows. So the parser
+ * runs once, where the packet enters; from then on the same 24 bytes are read again, 8 at the
+ * network header and 16 further on, and masked to what no hop may change. Not compared:
+ * addresses, ports, TTL, TOS, checksums, ICMP identifier, and the TCP flags that segmentation
+ * and merging change (PSH, FIN, CWR).
+ */
+#ifndef NT_PRINT_H
+#define NT_PRINT_H
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#include "nt_identity.h"
+#include "nt_types.h"
+
+struct nt_print {
+	__u64 mask[3];
+	__u32 digest;
+	__u16 l3_off; /* from skb->head */
+	__u16 off;
+};
+
+/* Masks are written as they read on the wire, first byte first. */
+#define NT_WIRE(word) bpf_cpu_to_be64(word##ULL)
+
+/* Reads the bytes and digests them; 0 when they cannot be read. */
+static __always_inline __u32 nt_print_read(const void *head, const struct nt_print *print)
+{
+	__u64 word[3], hash;
+	__u32 digest;
+
+	if (bpf_probe_read_kernel(&word[0], 8, head + print->l3_off) ||
+	    bpf_probe_read_kernel(&word[1], 16, head + print->off))
+		return 0;
+	hash = nt_mix(NT_MIX_B, word[0] & print->mask[0]);
+	hash = nt_mix(hash, word[1] & print->mask[1]);
+	hash = nt_mix(hash, word[2] & print->mask[2]);
+	digest = hash >> 32;
+	return digest ? digest : 1;
+}
+
+/* Takes the fingerprint of a parsed packet. */
+static __always_inline void nt_print_take(const void *head, const struct nt_pkt *p,
+					  struct nt_print *print)
+{
+	/* IPv4: version, length, id, fragment. IPv6: version, length, next header. */
+	print->mask[0] = p->tuple.family == 4 ? NT_WIRE(0xff00ffffffffffff) :
+			 p->tuple.family == 6 ? NT_WIRE(0xf0000000ffffff00) :
+						~0ULL;
+	print->mask[1] = 0;
+	print->mask[2] = 0;
+	print->l3_off = p->l3_off;
+	print->off = p->l3_off;
+	if (p->tcp_hdr_len) {
+		/* sequence, acknowledgement | header length, SYN RST ACK, window */
+		print->off = p->l4_off + 4;
+		print->mask[1] = ~0ULL;
+		print->mask[2] = NT_WIRE(0xf016ffff00000000);
+	} else if (p->frag_off) {
+		/* IPv6: the fragment header is in front of what would be L4 */
+		if (p->tuple.family == 6) {
+			print->off = p->l4_off - 8;
+			print->mask[1] = ~0ULL;
+		}
+	} else if (p->flags & NT_PKT_ICMP) {
+		/* type, code, sequence of an echo | payload */
+		print->off = p->l4_off;
+		print->mask[1] = NT_WIRE(0xffff00000000ffff);
+		if (p->flags & NT_PKT_PAYLOAD)
+			print->mask[2] = p->payload_len < 8 ? 0 : ~0ULL;
+	} else if (p->flags & NT_PKT_L4) {
+		/* length of UDP, payload */
+		print->off = p->l4_off + 4;
+		print->mask[1] = NT_WIRE(0xffff000000000000);
+		if (p->payload_len >= 8 && (p->flags & NT_PKT_PAYLOAD)) {
+			print->mask[1] = NT_WIRE(0xffff0000ffffffff);
+			print->mask[2] = NT_WIRE(0xffffffff00000000);
+		}
+	} else if (p->arp_op) {
+		/* sender and target addresses */
+		print->off = p->l3_off + 12;
+		print->mask[1] = ~0ULL;
+		print->mask[2] = ~0ULL;
+	} else if (!p->tuple.family && p->payload_len >= 16) {
+		print->mask[1] = ~0ULL;
+		print->mask[2] = ~0ULL;
+	}
+	print->digest = nt_print_read(head, print);
+}
+
+#endif

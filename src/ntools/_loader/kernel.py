@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Facts about the running kernel: type information, mechanisms, privileges. All lazy.
+
+BTF is kept as bytes and searched: a set of its names would cost more memory than the rest of the
+process.
+"""
+
+import os
+import struct
+import tempfile
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+
+from ntools.errors import EnvironmentProblem
+
+__all__ = ["KernelFacts", "facts", "refused_by_environment", "MECHANISMS", "FEATURES"]
+
+#: Ways to attach, in order of preference.
+MECHANISMS = ("tp_btf", "fexit", "fentry", "raw_tp", "kprobe", "kretprobe")
+#: What the test switch ``NTOOLS_REFUSE`` can take away besides mechanisms.
+FEATURES = ("ringbuf", "batch")
+
+_BTF_DIR = "/sys/kernel/btf"
+_LOCKDOWN = "/sys/kernel/security/lockdown"
+_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+
+
+class KernelFacts:
+    """What the running kernel says of itself.
+
+    :ivar release: as ``uname -r``.
+    :ivar arch: "x86" or "arm64", as in the names of our objects.
+    :param btf: file with type information to use instead of the kernel's own.
+    """
+
+    def __init__(self, btf: Optional[str] = None) -> None:
+        uname = os.uname()
+        self.release = uname.release
+        self.machine = uname.machine
+        self.arch = {"x86_64": "x86", "aarch64": "arm64"}.get(uname.machine, uname.machine)
+        self.btf_path = btf
+        self._core: Optional[bytes] = None
+        self._modules: Optional[bytes] = None
+        self._names: Dict[str, bool] = {}
+
+    @property
+    def has_btf(self) -> bool:
+        """Whether any type information is at hand."""
+        return os.path.exists(self.btf_path or _BTF_DIR + "/vmlinux")
+
+    @property
+    def has_own_btf(self) -> bool:
+        """Whether the kernel brings type information: tp_btf and fentry need that one."""
+        return os.path.exists(_BTF_DIR + "/vmlinux")
+
+    @property
+    def core_btf(self) -> bytes:
+        """Type information that relocates objects: the given file's or the kernel's.
+
+        :raises EnvironmentProblem: there is none.
+        """
+        if self._core is None:
+            path = self.btf_path or _BTF_DIR + "/vmlinux"
+            try:
+                with open(path, "rb") as file:
+                    self._core = file.read()
+            except OSError as error:
+                if self.btf_path:
+                    raise EnvironmentProblem(
+                        "cannot read type information '{}': {}.".format(path, error.strerror)
+                    ) from None
+                raise EnvironmentProblem(
+                    "kernel {} has no type information ('{}'). Give one with --btf FILE.".format(
+                        self.release, path
+                    )
+                ) from None
+            if self._core[:2] != b"\x9f\xeb":
+                self._core = None
+                raise EnvironmentProblem(
+                    "'{}' is not a BTF file. Give raw BTF, as in {}/vmlinux.".format(path, _BTF_DIR)
+                )
+        return self._core
+
+    @property
+    def module_btf(self) -> bytes:
+        """Type information of all loaded modules, joined; only good for searching names."""
+        if self._modules is None:
+            blobs = []
+            for name in self.btf_modules:
+                try:
+                    with open(os.path.join(_BTF_DIR, name), "rb") as file:
+                        blobs.append(file.read())
+                except OSError:  # unloaded meanwhile
+                    continue
+            self._modules = b"\0".join(blobs)
+        return self._modules
+
+    def forget(self) -> None:
+        """Free the type information read so far (some MiB)."""
+        self._core = self._modules = None
+
+    def has_name(self, name: str) -> bool:
+        """Whether a function or type of this name is in the type information."""
+        known = self._names.get(name)
+        if known is None:
+            known = _find_text(self.core_btf, name) >= 0 or _find_text(self.module_btf, name) >= 0
+            self._names[name] = known
+        return known
+
+    def has_tracepoint(self, name: str) -> bool:
+        """Whether the type information describes a tracepoint of this name."""
+        return self.has_name("btf_trace_" + name)
+
+    @property
+    def has_kprobes(self) -> bool:
+        """Whether the kernel can probe functions at all (CONFIG_KPROBE_EVENTS)."""
+        return os.path.exists("/sys/bus/event_source/devices/kprobe/type")
+
+    @property
+    def has_ringbuf(self) -> bool:
+        """Whether objects relocated by this type information use the BPF ring buffer (v5.8)."""
+        return _find_text(self.core_btf, "bpf_ringbuf") >= 0
+
+    def without_ringbuf(self) -> Any:
+        """A file of this type information in which the ring buffer has another name.
+
+        What an object sees that is relocated on a kernel before 5.8. For the test switch.
+        """
+        file = tempfile.NamedTemporaryFile(prefix="ntools-", suffix=".btf")
+        file.write(self.core_btf.replace(b"\0bpf_ringbuf\0", b"\0bpf_noringb\0"))
+        file.flush()
+        return file
+
+    def enum_names(self, enum: str) -> Dict[int, str]:
+        """Value -> enumerator of a kernel enum; empty when the kernel has no such enum.
+
+        The record is found by its bytes: walking the type information record by record takes
+        Python a tenth of a second.
+        """
+        found = _enum_in(self.core_btf, enum)
+        if not found:
+            found = self._enum_in_modules(enum)
+        return found
+
+    def _enum_in_modules(self, enum: str) -> Dict[int, str]:
+        for name in self.btf_modules:
+            try:
+                with open(os.path.join(_BTF_DIR, name), "rb") as file:
+                    blob = file.read()
+            except OSError:
+                continue
+            found = _enum_in(blob, enum, self.core_btf)
+            if found:
+                return found
+        return {}
+
+    def module_loaded(self, name: str) -> bool:
+        """Whether a module (or the built-in of that name) is there."""
+        return os.path.isdir("/sys/module/" + name)
+
+    @property
+    def btf_modules(self) -> List[str]:
+        """Modules whose type information the kernel shows."""
+        try:
+            return sorted(name for name in os.listdir(_BTF_DIR) if name != "vmlinux")
+        except OSError:
+            return []
+
+    @property
+    def capabilities(self) -> int:
+        """Effective capabilities of this process, bit by bit."""
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("CapEff:"):
+                    return int(line.split()[1], 16)
+        return 0
+
+    @property
+    def lockdown(self) -> Optional[str]:
+        """Level of kernel lockdown: none, integrity, confidentiality; None: no such thing here."""
+        try:
+            with open(_LOCKDOWN) as file:
+                levels = file.read()
+        except OSError:
+            return None
+        return levels.partition("[")[2].partition("]")[0] or None
+
+    def check_privilege(self) -> None:
+        """Refuse early what the kernel would refuse with a misleading message.
+
+        :raises EnvironmentProblem: capabilities missing, or lockdown forbids tracing.
+        """
+        held = self.capabilities
+        admin = bool(held >> _CAP_SYS_ADMIN & 1)
+        missing = [
+            name
+            for name, bit in (("CAP_BPF", _CAP_BPF), ("CAP_PERFMON", _CAP_PERFMON))
+            if not admin and not held >> bit & 1
+        ]
+        if missing:
+            raise EnvironmentProblem(
+                "missing privilege: {}. Run as root, or with CAP_BPF and CAP_PERFMON "
+                "(CAP_SYS_ADMIN for points in modules and on kernels before 5.8).".format(
+                    " and ".join(missing)
+                )
+            )
+        if self.lockdown == "confidentiality":
+            raise EnvironmentProblem(
+                "kernel lockdown is 'confidentiality': it forbids reading kernel memory "
+                "from BPF. Boot with lockdown=integrity or none."
+            )
+
+
+def facts() -> KernelFacts:
+    """Facts of the running kernel with its own type information (one object per process)."""
+    global _facts
+    if _facts is None:
+        _facts = KernelFacts()
+    return _facts
+
+
+_facts: Optional[KernelFacts] = None
+
+
+def refused_by_environment() -> FrozenSet[str]:
+    """Mechanisms and features the test switch ``NTOOLS_REFUSE`` takes away.
+
+    :raises EnvironmentProblem: it names something unknown.
+    """
+    wished = [w for w in os.environ.get("NTOOLS_REFUSE", "").split(",") if w]
+    unknown = [w for w in wished if w not in MECHANISMS + FEATURES]
+    if unknown:
+        raise EnvironmentProblem(
+            "NTOOLS_REFUSE names '{}'; known: {}.".format(
+                unknown[0], ", ".join(MECHANISMS + FEATURES)
+            )
+        )
+    return frozenset(wished)
+
+
+def _text_section(blob: bytes) -> Tuple[int, int]:
+    """(start, end) of the string section."""
+    header = struct.unpack_from("<I", blob, 4)[0]
+    offset, length = struct.unpack_from("<II", blob, 16)
+    return header + offset, header + offset + length
+
+
+def _find_text(blob: bytes, name: str) -> int:
+    """Where a whole string lies in BTF, -1 if nowhere.
+
+    Searched without its terminators: a needle that ends in the commonest byte is several times
+    slower to find.
+    """
+    needle = name.encode()
+    at = blob.find(needle)
+    while at >= 0:
+        if blob[at - 1] == 0 and blob[at + len(needle) : at + len(needle) + 1] == b"\0":
+            return at
+        at = blob.find(needle, at + 1)
+    return -1
+
+
+def _enum_in(blob: bytes, enum: str, base: bytes = b"") -> Dict[int, str]:
+    """Enumerators of ``enum`` in a BTF blob; ``base``: the BTF it is split from.
+
+    Split BTF continues the string offsets of its base, and uses the strings of the base too.
+    """
+    start, end = _text_section(blob)
+    base_start, base_end = _text_section(base) if base else (0, 0)
+    shift = base_end - base_start
+    at, base_at = _find_text(blob, enum), _find_text(base, enum)
+    names = ([at - start + shift] if at >= 0 else []) + (
+        [base_at - base_start] if base_at >= 0 else []
+    )
+    (header,) = struct.unpack_from("<I", blob, 4)
+    first = header + struct.unpack_from("<I", blob, 8)[0]
+    for name in names:
+        pattern = struct.pack("<I", name)
+        position = blob.find(pattern, first, start)
+        while position >= 0:
+            if (position - first) % 4 == 0:
+                found = _members(blob, position, (start - shift, end), base, (base_start, base_end))
+                if found:
+                    return found
+            position = blob.find(pattern, position + 1, start)
+    return {}
+
+
+def _members(
+    blob: bytes, position: int, own: Tuple[int, int], base: bytes, other: Tuple[int, int]
+) -> Dict[int, str]:
+    """Value -> name if an enum record begins at a position; empty if these bytes are no enum.
+
+    :param own, other: where string 0 would lie, and the end of the strings, in blob and base.
+    """
+    info, size = struct.unpack_from("<II", blob, position + 4)
+    kind, count, signed = info >> 24 & 0x1F, info & 0xFFFF, info >> 31
+    if kind not in (6, 19) or size not in (1, 2, 4, 8) or not count:
+        return {}
+    form = {6: "<Ii" if signed else "<II", 19: "<Iq" if signed else "<IQ"}[kind]
+    names: Dict[int, str] = {}
+    if position + 12 + count * struct.calcsize(form) > len(blob):
+        return {}
+    for index in range(count):
+        offset, value = struct.unpack_from(
+            form, blob, position + 12 + index * struct.calcsize(form)
+        )
+        text, (zero, end) = (base, other) if offset < other[1] - other[0] else (blob, own)
+        at = zero + offset
+        if not offset or at >= end or text[at - 1]:
+            return {}
+        names.setdefault(value, text[at : text.index(b"\0", at)].decode())
+    return names

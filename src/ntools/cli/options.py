@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that mean the same in every command, and their values.
+
+Imports argparse only: ``--help``, man pages and completion work without libbpf and root.
+"""
+
+import argparse
+from typing import Any, Callable
+
+__all__ = [
+    "add_common",
+    "add_filter",
+    "add_netns",
+    "direction",
+    "milliseconds",
+    "network",
+    "positive",
+    "ring_bytes",
+    "seconds",
+    "timeout_ms",
+]
+
+
+def add_common(parser: argparse.ArgumentParser, interval_s: float) -> None:
+    """Options of every command. ``interval_s``: its default report interval, 0 = none."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "-i", "--interval", type=seconds(0.1), default=interval_s, metavar="S",
+        help="seconds between reports (default {})".format(
+            "{:g}".format(interval_s) if interval_s else "one report at the end"
+        ),
+    )  # fmt: skip
+    group.add_argument(
+        "-d", "--duration", type=seconds(0), default=0.0, metavar="S",
+        help="stop after S seconds (default: at Ctrl-C); the summary is printed on every way out",
+    )  # fmt: skip
+    group.add_argument(
+        "-c", "--count", type=positive, default=0, metavar="N",
+        help="stop after N reports, or after N events where the command lists events",
+    )  # fmt: skip
+    group.add_argument(
+        "--format", choices=("text", "json"), default="text",
+        help="text for people, json: one record per line ('ntools schema' describes them)",
+    )  # fmt: skip
+    group.add_argument(
+        "--strict", action="store_true", help="exit with status 4 when anything was lost"
+    )
+    group.add_argument(
+        "--ring-size", type=ring_bytes, default=None, metavar="SIZE",
+        help="memory of the event channel, for example 8M",
+    )  # fmt: skip
+    group.add_argument(
+        "--btf", default=None, metavar="FILE",
+        help="type information of this kernel, where the kernel has none of its own",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-run", "--probe-plan", "--list-stages", dest="dry_run", action="store_true",
+        help="print points, candidates, filters and memory; load nothing",
+    )  # fmt: skip
+    group.add_argument(
+        "--explain", action="store_true",
+        help="say which candidate each point got, why others were refused, and how many packets "
+        "each filter step rejected",
+    )  # fmt: skip
+    group.add_argument(
+        "-v", "--verbose", action="count", default=0, help="more detail; twice: the loader's log too"
+    )
+
+
+def add_netns(parser: argparse.ArgumentParser) -> None:
+    """``--netns``: where device names are looked up."""
+    parser.add_argument(
+        "--netns", default=None, metavar="NAME|PATH|PID",
+        help="network namespace of the devices (default: this one)",
+    )  # fmt: skip
+
+
+def add_filter(parser: argparse.ArgumentParser) -> None:
+    """Packet filter options, with the aliases older tools used."""
+    group = parser.add_argument_group("packets")
+    add: Callable[..., Any] = group.add_argument
+    add("--src-ip", "--src", "--ip-src", dest="src_ip", type=network, metavar="ADDR[/N]",
+        help="source address or prefix, IPv4 or IPv6")  # fmt: skip
+    add("--dst-ip", "--dst", "--ip-dst", dest="dst_ip", type=network, metavar="ADDR[/N]",
+        help="destination address or prefix")  # fmt: skip
+    add("--src-port", "--l4-src-port", dest="src_port", type=_port, metavar="PORT",
+        help="source port; packets without ports do not match")  # fmt: skip
+    add("--dst-port", "--l4-dst-port", dest="dst_port", type=_port, metavar="PORT",
+        help="destination port")  # fmt: skip
+    add("--protocol", "--l4-protocol", "--proto", "--ip-proto", dest="protocol", type=_protocol,
+        metavar="NAME", help="tcp, udp, icmp (with ICMPv6), or a number")  # fmt: skip
+    add("--vlan", "--vlan-id", dest="vlan", type=_vlan, metavar="ID",
+        help="outer VLAN id, or 'none' for untagged packets")  # fmt: skip
+    add("--bidir", action="store_true",
+        help="also packets with source and destination exchanged")  # fmt: skip
+
+
+def direction(text: str) -> str:
+    """``rx``, ``tx`` or ``both`` of an accepted word."""
+    from ntools.model.stages import direction_of
+
+    if text == "both":
+        return text
+    try:
+        return direction_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("{}, both".format(error))
+
+
+def seconds(least: float) -> Callable[[str], float]:
+    """Type of an option in seconds, at least ``least``."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not least <= value <= 1e9:
+            raise argparse.ArgumentTypeError(
+                "'{}' is not a number of seconds of at least {:g}".format(text, least)
+            )
+        return value
+
+    return convert
+
+
+def milliseconds(text: str) -> float:
+    """Type of an option in milliseconds, 0 or more."""
+    return _ms(text, 0.0, 1e9)
+
+
+def timeout_ms(text: str) -> float:
+    """Type of ``--timeout-ms``."""
+    return _ms(text, 10.0, 600000.0)
+
+
+def _ms(text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(
+            "'{}' is not a number of milliseconds from {:g} to {:g}".format(text, least, most)
+        )
+    return value
+
+
+def positive(text: str) -> int:
+    """Type of an option that counts."""
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError("'{}' is not a positive number".format(text))
+    return int(text)
+
+
+def ring_bytes(text: str) -> int:
+    """Type of ``--ring-size``: a size with its unit."""
+    from ntools.model.units import parse_size
+
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error))
+    if not 4096 <= size <= 1 << 30:
+        raise argparse.ArgumentTypeError("'{}' is not between 4K and 1G".format(text))
+    return size
+
+
+def _model(name: str) -> Callable[[str], Any]:
+    """Type of an option parsed by a function of :mod:`ntools.model.flow`."""
+
+    def convert(text: str) -> Any:
+        from ntools.model import flow
+
+        try:
+            return getattr(flow, name)(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error))
+
+    return convert
+
+
+network = _model("parse_network")
+_port = _model("parse_port")
+_protocol = _model("parse_protocol")
+
+
+def _vlan(text: str) -> int:
+    if text == "none":
+        return 0xFFFF
+    if not text.isdecimal() or not 0 <= int(text) <= 4094:
+        raise argparse.ArgumentTypeError("'{}' is not a VLAN id (0 to 4094) or 'none'".format(text))
+    return int(text)

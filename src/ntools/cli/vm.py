@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that name a VM, resolved: its interfaces, what surrounds them, the guest's addresses."""
+
+import argparse
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+from ntools.errors import UsageProblem
+from ntools.host import blind, guests, ovs, uplink
+from ntools.host.devices import Device, Devices
+from ntools.host.guests import MacSeed
+from ntools.host.uplink import Topology
+
+__all__ = ["Place", "add_guest_address", "locate"]
+
+_TAPS = ("tap", "macvtap", "tun")
+
+
+class Place(NamedTuple):
+    """Where the packets of a VM pass.
+
+    :ivar seeds: addresses of the guests known beforehand.
+    :ivar warnings: why packets may pass unseen.
+    """
+
+    topology: Topology
+    seeds: Tuple[Tuple[Device, MacSeed], ...]
+    warnings: Tuple[str, ...]
+
+
+def locate(args: argparse.Namespace) -> Place:
+    """Resolve ``--vm-interface``, ``--vm``, ``--phy-interface`` and ``--netns``.
+
+    :raises UsageProblem: no such device or VM, or none named.
+    """
+    devices = Devices.snapshot(args.netns)
+    chosen = _vm_devices(args, devices)
+    if chosen and chosen[0].netns_inum != devices.netns_inum:
+        devices = devices.of(chosen[0])
+    phy = devices.find_list(args.phy_interface) if args.phy_interface else []
+    clash = [device.name for device in phy if device in chosen]
+    if clash:
+        raise UsageProblem("'{}' cannot be both VM and physical interface.".format(clash[0]))
+    layout = ovs.read_layout() if _on_ovs(chosen, devices) else None
+    topology = uplink.discover(chosen, devices, phy, lambda: layout)
+    seeds: List[Tuple[Device, MacSeed]] = []
+    for device in chosen:
+        found = guests.seed_macs(device, devices, None, layout)
+        if not any(seed.exact for seed in found):  # only then is it worth a walk through /proc
+            found = guests.seed_macs(device, devices, guests.guest_of(device), layout)
+        seeds += [(device, seed) for seed in found]
+    warnings = list(topology.warnings)
+    warnings += blind.blind_spots([*topology.vm, *topology.uplinks], devices, layout)
+    warnings += [
+        "'{}' is a {} device, not a tap: treating it as the interface of a VM".format(
+            device.name, device.kind
+        )
+        for device in chosen
+        if device.kind not in _TAPS
+    ]
+    return Place(topology, tuple(seeds), tuple(warnings))
+
+
+def add_guest_address(
+    args: argparse.Namespace, criteria: Dict[str, Any], shown: Dict[str, Any]
+) -> None:
+    """Add ``--vm-ip`` to the criteria: the address on either side.
+
+    :raises UsageProblem: together with ``--src-ip`` or ``--dst-ip``.
+    """
+    if not args.vm_ip:
+        return
+    if args.src_ip or args.dst_ip:
+        raise UsageProblem("--vm-ip cannot be combined with --src-ip or --dst-ip.")
+    criteria.update(
+        src_ip=args.vm_ip.address, src_mask=args.vm_ip.mask, family=args.vm_ip.family
+    )
+    used = [name for name in criteria["used"] if name != "NT_F_BIDIR"]
+    criteria["used"] = (*used, "NT_F_SRC_IP", "NT_F_BIDIR")
+    shown["vm_ip"] = str(args.vm_ip)
+
+
+def _vm_devices(args: argparse.Namespace, devices: Devices) -> List[Device]:
+    if args.vm and args.vm_interface:
+        raise UsageProblem("give --vm or --vm-interface, not both.")
+    if args.vm:
+        found = guests.guest_devices(guests.find_guest(args.vm), devices)
+        if not found:
+            raise UsageProblem(
+                "VM '{}' has no tap device in this network namespace. See --netns.".format(args.vm)
+            )
+        return found
+    if args.vm_interface:
+        return devices.find_list(args.vm_interface)
+    taps = [device.name for device in devices if device.kind in _TAPS]
+    hint = "Here are: {}.".format(", ".join(taps[:8])) if taps else "See 'ip link'."
+    raise UsageProblem("no VM named: give --vm-interface NAME or --vm NAME. " + hint)
+
+
+def _on_ovs(chosen: List[Device], devices: Devices) -> bool:
+    masters = (devices.by_index(device.master) for device in chosen)
+    return any(master is not None and master.kind == "ovs-system" for master in masters)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs of BPF objects: configure, start, poll, sweep, account, stop."""

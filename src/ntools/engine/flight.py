@@ -1,0 +1,547 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The flight engine: packets of VM interfaces followed from stage to stage.
+
+The kernel side (``bpf/flight.bpf.c``) keeps one flight per packet under way and histograms per
+pair of stages. This side sweeps the flights that no longer move, pronounces the verdicts, and
+checks that everything that started has ended in exactly one way.
+"""
+
+import time
+from collections import Counter
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
+
+from ntools._loader import BpfObject
+from ntools.engine.run import Engine, filter_config
+from ntools.host.devices import Device
+from ntools.host.guests import MacSeed
+from ntools.host.symbols import Symbols
+from ntools.host.uplink import Topology
+from ntools.model import flow, reasons, stages
+from ntools.model.hist import KernelHistogram, kernel_cells
+
+if TYPE_CHECKING:  # records are made here and written by whoever runs us
+    from ntools.output.jsonl import Writer
+
+__all__ = ["FlightEngine", "FlightOptions"]
+
+_VLAN_NONE = 0xFFFF
+_ANY_VLAN = _VLAN_NONE
+#: Rows of the ``by`` list; more ways to end than this are summed up by the kernel's counters only.
+_MAX_GROUPS = 1000
+
+
+class FlightOptions(NamedTuple):
+    """What to follow and how.
+
+    :ivar directions: of "rx" (from the VM), "tx" (to the VM).
+    :ivar until: "guest": packets to the VM end when copied to its memory; "tap": at the tap.
+    :ivar only_uplink: packets from the VM end at an uplink only, not at the first device.
+    :ivar threshold_ns: least total of a packet that is shown one by one.
+    :ivar timeout_s: a flight that has not moved for so long gets its verdict.
+    :ivar criteria: as :func:`ntools.cli.filters.build` makes them.
+    """
+
+    directions: Tuple[str, ...] = ("rx", "tx")
+    until: str = "guest"
+    multicast: bool = False
+    only_uplink: bool = False
+    threshold_ns: int = 0
+    timeout_s: float = 1.0
+    explain: bool = False
+    criteria: Dict[str, Any] = {"used": ()}
+
+
+class _Group(NamedTuple):
+    """Flights that ended the same way."""
+
+    direction: str
+    end: str
+    last_stage: str
+    next_stage: Optional[str]
+    interface: Optional[str]
+    reason: Optional[str]
+    derived: bool
+    caller: Optional[str]
+
+
+class FlightEngine(Engine):
+    """Runs ``flight`` (summary) or ``flight_detail`` (packet records).
+
+    :param topology: the VM interfaces and what surrounds them.
+    :param seeds: addresses of the guests known beforehand, per VM interface.
+    """
+
+    def __init__(
+        self,
+        obj: BpfObject,
+        topology: Topology,
+        seeds: Sequence[Tuple[Device, MacSeed]],
+        options: FlightOptions,
+    ) -> None:
+        super().__init__(obj)
+        self._topology = topology
+        self._seeds = seeds
+        self._options = options
+        self._details = "events" in obj.manifest
+        self.counts_events = self._details
+        self.sweep_s = options.timeout_s / 2
+        self._layout = obj.types.struct(obj.manifest["flight"][1])
+        self._at = {name: index for index, name in enumerate(self._layout.names)}
+        self._stages = _by_number(obj, "nt_stage", "NT_STAGE_")
+        self._kernel_ends = _by_number(obj, "nt_end", "NT_END_")
+        self._epoch = 1
+        self._hists: Dict[Tuple[Any, ...], KernelHistogram] = {}
+        self._groups: "Counter[_Group]" = Counter()
+        self._fresh: "Counter[_Group]" = Counter()
+        self._examples: Dict[_Group, Dict[str, Any]] = {}
+        self._swept: "Counter[Tuple[str, str]]" = Counter()
+        self._before: Dict[str, Dict[str, int]] = {}
+        self._names = {device.ifindex: device.name for device in self._all_devices()}
+        self._kinds = _peer_kinds(topology)
+        self._reasons: Optional[reasons.ReasonNames] = None
+        self._symbols = Symbols()
+        self._seen: Set[str] = set()
+        self._invariant: Dict[str, Any] = {}
+        self._configure()
+
+    # -- what the run calls --------------------------------------------------------------------
+
+    def header(self) -> Dict[str, Any]:
+        """Devices and their roles."""
+        roles = [
+            ("vnet", self._topology.vm),
+            ("phy", self._topology.uplinks),
+            ("int", self._topology.host_ports),
+            ("other", self._topology.others),
+        ]
+        return {
+            "devices": [
+                {
+                    "interface": device.name,
+                    "ifindex": device.ifindex,
+                    "netns_inum": device.netns_inum,
+                    "role": role,
+                    "kind": device.kind,
+                    "master": self._names.get(device.master or 0),
+                }
+                for role, devices in roles
+                for device in devices
+            ]
+        }
+
+    def begin(self) -> None:
+        """Fill devices and guest addresses, then open the entry."""
+        roles = self.obj.types.enum("nt_role")
+        found: Dict[Tuple[int, int], List[int]] = {}
+        vlans = dict(self._topology.vlan_ids)
+        for role, devices in (
+            ("VNET", self._topology.vm),
+            ("PORT", self._topology.entry_ports),
+            ("UPLINK", self._topology.uplinks),
+            ("HOST", self._topology.host_ports),
+            ("PASS", self._topology.pass_through),
+        ):
+            for device in devices:
+                entry = found.setdefault((device.netns_inum, device.ifindex), [0, _ANY_VLAN])
+                entry[0] |= roles["NT_ROLE_" + role]
+                entry[1] = vlans.get(device.ifindex, _ANY_VLAN)
+        for key, (role_bits, vlan) in found.items():
+            self.obj.map("devices").update(key, (role_bits, vlan, 0))
+        for device, seed in self._seeds:
+            mac = flow.parse_mac(seed.mac)
+            exact = (mac, 0) if seed.exact else (b"\0" + mac[1:], 1)
+            self.obj.map("macs").update(exact, device.ifindex)
+        self._seen = {
+            stages.from_symbol(row.point) for row in self.obj.report if row.attach is not None
+        }
+        self.obj.configure(enabled=1, entry_open=1)
+
+    def channel(self) -> Optional[Any]:
+        """The packets of the detail build."""
+        return self.obj.channel("events") if self._details else None
+
+    def take(self, records: Iterable[Any], writer: "Writer") -> int:
+        """Show completed packets."""
+        shown = 0
+        for record in records:
+            self._packet(record, "completed", writer)
+            shown += 1
+        return shown
+
+    def sweep(self, writer: "Writer") -> None:
+        """Pronounce on flights that no longer move, and fetch those the kernel ended."""
+        self._fetch_graves(writer)
+        limit = time.monotonic_ns() - int(self._options.timeout_s * 1e9)
+        flights = self.obj.map("flights")
+        last = self._at["last_ns"]
+        for head, value in list(flights.items_bytes()):
+            if self._layout.codec.unpack(value)[last] >= limit:
+                continue
+            record = flights.lookup(head)
+            # Gone: it completed meanwhile. Moved: it is alive after all.
+            if record is None or record[last] >= limit or not flights.delete(head):
+                continue
+            self._pronounce(record, self._verdict(record), writer)
+
+    def report(self, writer: "Writer", last: bool) -> None:
+        """Histograms and ends: of the interval, or of the whole run at its end."""
+        if last:
+            self._fetch_graves(writer)
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        self.obj.configure(epoch=self._epoch)
+        self._report_hists(writer, last, epoch)
+        self._report_ends(writer, last)
+
+    def finish(self, writer: "Writer") -> None:
+        """Close the entry, give packets under way the chance to end, take the rest as open."""
+        self.obj.configure(entry_open=0)
+        deadline = time.monotonic() + min(self._options.timeout_s, 0.25)
+        flights = self.obj.map("flights")
+        while time.monotonic() < deadline and any(True for _ in flights.items_bytes()):
+            time.sleep(0.01)
+        self.obj.configure(enabled=0)
+        time.sleep(0.01)  # a program that began before that has ended by now
+        self.sweep(writer)
+        for _, value in list(flights.items_bytes()):
+            self._pronounce(self._layout.codec.unpack(value), "open", writer)
+
+    def totals(self) -> Dict[str, Any]:
+        """The accounting of both directions together, and the rejections of --explain."""
+        fields: Dict[str, Any] = {"invariant": self._invariant}
+        if self._options.explain:
+            names = _explain_names(self.obj)
+            fields["explain"] = {
+                names[index]: count
+                for index, count in enumerate(self.obj.map("rejects").sums())
+                if count and index in names
+            }
+        return fields
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        types = self.obj.types
+        directions = types.enum("nt_direction")
+        flags = types.enum("nt_flight_flag")
+        options = self._options
+        wanted = (
+            ("NT_FLIGHT_MULTICAST", options.multicast),
+            ("NT_FLIGHT_UNTIL_TAP", options.until == "tap"),
+            ("NT_FLIGHT_ONLY_UPLINK", options.only_uplink),
+            ("NT_FLIGHT_EXPLAIN", options.explain),
+        )
+        self.obj.configure(
+            enabled=0,
+            directions=sum(1 << directions["NT_DIRECTION_" + d.upper()] for d in options.directions),
+            flags=sum(flags[name] for name, on in wanted if on),
+            threshold_ns=options.threshold_ns,
+            epoch=self._epoch,
+            **filter_config(options.criteria, types.enum("nt_filter_use"))
+        )
+
+    def _all_devices(self) -> Iterable[Device]:
+        topology = self._topology
+        for devices in (
+            topology.vm, topology.entry_ports, topology.uplinks, topology.host_ports,
+            topology.pass_through, topology.others,
+        ):  # fmt: skip
+            yield from devices
+
+    def _fetch_graves(self, writer: "Writer") -> None:
+        graves = self.obj.map("graves")
+        for key, value in list(graves.items_bytes()):
+            record = self._layout.codec.unpack(value)
+            end = self._kernel_ends[record[self._at["end"]]]
+            graves.delete(key)
+            self._describe(record, end, writer)
+
+    def _verdict(self, record: Tuple[Any, ...]) -> str:
+        """A free event later than the last stage is a drop; else nothing is known of the end."""
+        if record[self._at["free_ns"]] > record[self._at["last_ns"]]:
+            return "dropped"
+        left = self._stages[record[self._at["last_stage"]]] == "dev.xmit"
+        if left and self._options.only_uplink and record[self._at["direction"]] == 0:
+            return "elsewhere"
+        return "timed_out"
+
+    def _pronounce(self, record: Tuple[Any, ...], end: str, writer: "Writer") -> None:
+        """Count an end that the kernel side does not count."""
+        self._swept[self._direction(record), end] += 1
+        self._describe(record, end, writer)
+
+    def _describe(self, record: Tuple[Any, ...], end: str, writer: "Writer") -> None:
+        at = self._at
+        direction = self._direction(record)
+        last_stage = self._stages[record[at["last_stage"]]]
+        evidence = self._evidence(record) if end == "dropped" else {}
+        group = _Group(
+            direction,
+            end,
+            last_stage,
+            self._expected(direction, last_stage, record),
+            self._names.get(record[at["last_ifindex"]]),
+            evidence.get("reason"),
+            bool(evidence.get("reason_derived")),
+            evidence.get("caller"),
+        )
+        if len(self._groups) >= _MAX_GROUPS and group not in self._groups:
+            group = group._replace(interface=None, reason=None, derived=False, caller=None)
+        self._groups[group] += 1
+        self._fresh[group] += 1
+        if group not in self._examples:
+            self._examples[group] = self._flow(record).fields()
+        if self._details:
+            self._packet(record, end, writer, group.next_stage, evidence)
+
+    def _expected(
+        self, direction: str, stage: str, record: Tuple[Any, ...]
+    ) -> Optional[str]:
+        through = {"openvswitch": ("ovs",), "bridge": ("bridge",)}.get(
+            self._topology.bridge_kind or "", ()
+        )
+        vnet = any(
+            device.ifindex == record[self._at["last_ifindex"]] for device in self._topology.vm
+        )
+        if direction == "rx":
+            role = "vnet" if vnet else "out"
+        else:
+            role = "vnet" if vnet else "phy"
+        for device in (role, ""):
+            found = stages.expected_next("vm." + direction, stage, self._seen, through, device)
+            if found:
+                return found
+        return None
+
+    def _direction(self, record: Tuple[Any, ...]) -> str:
+        return "tx" if record[self._at["direction"]] else "rx"
+
+    def _flow(self, record: Tuple[Any, ...]) -> flow.Flow:
+        start = self._at["tuple__src"]
+        return flow.Flow.from_kernel(record[start : start + 7])
+
+    def _evidence(self, record: Tuple[Any, ...]) -> Dict[str, Any]:
+        """The free event of a flight as fields of a record; {} if there was none."""
+        at = self._at
+        if not record[at["free_ns"]]:
+            return {}
+        if self._reasons is None:
+            self._reasons = reasons.ReasonNames(self.obj.kernel.enum_names)
+            self.obj.kernel.forget()
+        fields: Dict[str, Any] = {"kind": "drop", "ts_ns": record[at["free_ns"]]}
+        symbol = self._symbols.lookup(record[at["free_location"]])
+        if symbol:
+            fields["caller"] = symbol.name
+            fields["caller_offset"] = symbol.offset
+        if self._reasons:
+            fields["reason_code"] = record[at["free_reason"]]
+            fields["reason"] = self._reasons.name(record[at["free_reason"]])
+        if symbol and fields.get("reason") in (None, "not_specified"):
+            derived = reasons.derive(symbol.name)
+            if derived:
+                fields["reason"] = derived.reason
+                fields["reason_derived"] = True
+        return fields
+
+    def _packet(
+        self,
+        record: Tuple[Any, ...],
+        end: str,
+        writer: "Writer",
+        next_stage: Optional[str] = None,
+        evidence: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        at = self._at
+        hops = self._hops(record)
+        flow_of = self._flow(record)
+        vlan = record[at["vlan_id"]]
+        peer = record[at["entry_ifindex" if record[at["direction"]] else "last_ifindex"]]
+        fields: Dict[str, Any] = dict(flow_of.fields())
+        fields.update(
+            direction=self._direction(record),
+            interface=self._names.get(record[at["vm_ifindex"]]),
+            total_ns=record[at["last_ns"]] - record[at["start_ns"]],
+            end=end,
+            last_stage=self._stages[record[at["last_stage"]]],
+            next_stage=next_stage,
+            len_bytes=record[at["len_bytes"]],
+            segs=record[at["segs"]] or 1,
+            vlan_id=None if vlan == _VLAN_NONE else vlan,
+            icmp_seq=record[at["seq"]] if flow_of.has_echo else None,
+            tcp_seq=record[at["seq"]] if flow_of.protocol == 6 else None,
+            ip_id=record[at["ip_id"]] if flow_of.family else None,
+            stages=hops,
+            evidence=evidence or None,
+        )
+        if end == "completed":
+            fields["peer_interface"] = self._name(peer)
+            fields["peer_kind"] = self._kinds.get(peer, "other")
+        writer.record("packet", ts_ns=record[at["start_ns"]], **fields)
+
+    def _hops(self, record: Tuple[Any, ...]) -> List[Dict[str, Any]]:
+        blob = record[self._at["hops"]]
+        layout = self.obj.types.struct("nt_hop")
+        count = min(record[self._at["hop_count"]], len(blob) // layout.size)
+        found: List[Dict[str, Any]] = []
+        before = None
+        for ts_ns, ifindex, cpu, stage, _ in layout.codec.iter_unpack(blob[: count * layout.size]):
+            found.append(
+                {
+                    "stage": self._stages[stage],
+                    "interface": self._name(ifindex) if ifindex else None,
+                    "ifindex": ifindex or None,
+                    "ts_ns": ts_ns,
+                    "delta_ns": None if before is None else ts_ns - before,
+                    "cpu": cpu,
+                    "hits": 1,
+                }
+            )
+            before = ts_ns
+        return found
+
+    def _name(self, ifindex: int) -> str:
+        return self._names.get(ifindex) or "if{}".format(ifindex)
+
+    def _report_hists(self, writer: "Writer", last: bool, epoch: int) -> None:
+        pairs = self.obj.map("pairs")
+        rows = []
+        for key_bytes, value in pairs.items_bytes():
+            key = pairs.key.codec.unpack(key_bytes)
+            hist = self._hists.setdefault(key, KernelHistogram())
+            delta = hist.update(kernel_cells(value, pairs.percpu_stride), epoch)
+            shown = hist.total if last else delta
+            if shown.count:
+                rows.append((self._labels(key), shown))
+        rows.sort(key=_pair_order)
+        for labels, shown in rows:
+            writer.record(
+                "hist", name="stage", labels=labels, agg="total" if last else "delta",
+                **shown.fields()
+            )  # fmt: skip
+
+    def _labels(self, key: Tuple[Any, ...]) -> Dict[str, Any]:
+        direction, start, end, _, ifindex = key
+        labels = {
+            "direction": "tx" if direction else "rx",
+            "from": self._stages[start],
+            "to": self._stages[end],
+        }
+        if labels["to"] == stages.TOTAL:
+            labels["peer_interface"] = self._name(ifindex)
+            labels["peer_kind"] = self._kinds.get(ifindex, "other")
+        elif ifindex:
+            labels["interface"] = self._name(ifindex)
+        return labels
+
+    def _report_ends(self, writer: "Writer", last: bool) -> None:
+        totals = self._totals()
+        groups = self._groups if last else self._fresh
+        everything: "Counter[str]" = Counter()
+        for direction in self._options.directions:
+            counts = totals[direction]
+            if last:
+                everything.update(counts)
+                shown = counts
+            else:
+                before = self._before.get(direction, {})
+                shown = {name: counts[name] - before.get(name, 0) for name in counts}
+            writer.record(
+                "ends",
+                direction=direction,
+                interface=",".join(device.name for device in self._topology.vm),
+                agg="total" if last else "delta",
+                holds=_holds(counts) if last else None,
+                by=[
+                    {
+                        "end": group.end,
+                        "last_stage": group.last_stage,
+                        "next_stage": group.next_stage,
+                        "interface": group.interface,
+                        "reason": group.reason,
+                        "reason_derived": group.derived or None,
+                        "caller": group.caller,
+                        "count": count,
+                        "example": self._examples[group],
+                    }
+                    for group, count in groups.most_common()
+                    if group.direction == direction
+                ],
+                **shown
+            )
+        self._before = totals
+        self._fresh = Counter()
+        if last:
+            self._invariant = dict(everything, holds=_holds(everything))
+
+    def _totals(self) -> Dict[str, Dict[str, int]]:
+        """Per direction: started, and every way to end."""
+        sums = self.obj.map("ends").sums()
+        width = len(self._kernel_ends)
+        totals = {}
+        for direction, base in (("rx", 0), ("tx", width)):
+            kernel = {self._kernel_ends[n]: sums[base + n] for n in range(width)}
+            counts = {"started": kernel.pop("started")}
+            for name in stages.ENDS:
+                counts[name] = kernel.get(name, 0) + self._swept[direction, name]
+            totals[direction] = counts
+        return totals
+
+
+def _holds(counts: Dict[str, int]) -> bool:
+    return counts["started"] == sum(counts[name] for name in stages.ENDS)
+
+
+def _pair_order(row: Tuple[Dict[str, Any], Any]) -> Tuple[Any, ...]:
+    labels = row[0]
+    path = "vm." + labels["direction"]
+    total = labels["to"] == stages.TOTAL
+    return (
+        labels["direction"],
+        total,
+        stages.position(path, labels["from"]),
+        stages.position(path, labels["to"]),
+        labels.get("interface", labels.get("peer_interface", "")),
+    )
+
+
+def _peer_kinds(topology: Topology) -> Dict[int, str]:
+    """What each device is to the user: uplink, vm, host, other."""
+    kinds = {device.ifindex: "other" for device in topology.others}
+    for device in topology.others:
+        if device.kind in ("tap", "macvtap"):
+            kinds[device.ifindex] = "vm"
+    kinds.update((device.ifindex, "uplink") for device in topology.uplinks)
+    kinds.update((device.ifindex, "host") for device in topology.host_ports)
+    kinds.update((device.ifindex, "vm") for device in topology.vm)
+    return kinds
+
+
+def _by_number(obj: BpfObject, enum: str, prefix: str) -> Dict[int, str]:
+    numbers = obj.types.enum(enum)
+    if enum == "nt_stage":
+        return {number: stages.from_symbol(name) for name, number in numbers.items()}
+    return {
+        number: name[len(prefix) :].lower()
+        for name, number in numbers.items()
+        if not name.endswith("_MAX")
+    }
+
+
+def _explain_names(obj: BpfObject) -> Dict[int, str]:
+    """Index of the rejection counters -> name of the step."""
+    steps = _by_number(obj, "nt_explain", "NT_EXPLAIN_")
+    base = next(number for number, name in steps.items() if name == "filter")
+    names = {number: name for number, name in steps.items() if number < base}
+    for number, name in _by_number(obj, "nt_reject", "NT_REJECT_").items():
+        names[base + number] = "filter_" + name
+    return names

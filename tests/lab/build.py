@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compiles the C helpers of the laboratory: NAME.c together with NAME_*.c, static.
+
+Run ``python -m lab.build`` on the host before a guest boots: a guest only uses what is there.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+__all__ = ["binary", "build_all"]
+
+_HERE = Path(__file__).resolve().parent
+_FLAGS = ["-static", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
+
+
+def _sources(name: str) -> List[Path]:
+    return [_HERE / f"{name}.c", *sorted(_HERE.glob(f"{name}_*.c"))]
+
+
+def _cache_dir() -> Path:
+    """NTOOLS_LAB_BUILD or build/lab of the repository."""
+    return Path(os.environ.get("NTOOLS_LAB_BUILD", str(_HERE.parent.parent / "build" / "lab")))
+
+
+def binary(name: str) -> Path:
+    """Path of the compiled helper; built first when its sources changed.
+
+    The content of the sources is part of the file name, so that a changed clock or a second
+    checkout cannot make an old program look new.
+    """
+    sources = _sources(name)
+    content = hashlib.sha256(" ".join(_FLAGS).encode())
+    for path in [*sources, *sorted(_HERE.glob(f"{name}*.h"))]:
+        content.update(path.read_bytes())
+    target = _cache_dir() / f"{name}-{platform.machine()}-{content.hexdigest()[:12]}"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f"{target.name}.{os.getpid()}")
+    command = ["gcc", *_FLAGS, "-o", str(new), *map(str, sources)]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise RuntimeError(f"cannot compile '{name}':\n{result.stderr}")
+    os.replace(new, target)
+    return target
+
+
+def build_all() -> List[Path]:
+    """Every helper: each C file that has a main function."""
+    names = [path.stem for path in sorted(_HERE.glob("*.c")) if "int main(" in path.read_text()]
+    return [binary(name) for name in names]
+
+
+if __name__ == "__main__":
+    for built in build_all():
+        sys.stdout.write(f"{built}\n")
