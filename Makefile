@@ -18,6 +18,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 KERNEL :=
 DIST := build/dist
+TESTFLAGS :=
 
 .PHONY: setup setup-test build demo test test-unit test-object test-native test-vm check format \
 	bench wheel rpm clean distclean
@@ -44,7 +45,7 @@ demo: build
 	$(PYTHON) tests/lab/demo.py
 
 test: build $(VENV)/test.stamp
-	@$(PYTHON) tests/run.py
+	@$(PYTHON) tests/run.py $(TESTFLAGS)
 
 test-unit test-object test-native: test-%: build $(VENV)/test.stamp
 	@$(PYTHON) tests/run.py $*

@@ -19,10 +19,16 @@
 #include "nt_filter.h"
 #include "nt_parse.h"
 
-#define NT_DROP_FRAMES 32
-#define NT_DROP_HELPERS 8
-#define NT_DROP_LOCATIONS 16
-#define NT_DROP_REASONS 769
+/* Sizes user space has to know too. */
+enum nt_drop_size {
+	NT_DROP_FRAMES = 32,
+	NT_DROP_HELPERS = 8,
+	NT_DROP_LOCATIONS = 16,
+	NT_DROP_CORE = 256,  /* slots for reasons of the core in drop_totals */
+	NT_DROP_SUBSYS = 64, /* slots for those of each of 8 subsystems; then one for the rest */
+	NT_DROP_REASONS = NT_DROP_CORE + 8 * NT_DROP_SUBSYS + 1,
+	NT_DROP_WINDOW = 27, /* the rate of events is limited per 2^27 ns (0.13 s) */
+};
 
 enum nt_drop_mode {
 	NT_DROP_EVENTS,
@@ -92,12 +98,9 @@ struct nt_drop_cfg {
 	__u32 by_device;   /* drop_devices is in use */
 	__u32 netns;	   /* inode number, 0 = all */
 	__u32 stacks;	   /* events carry stacks */
-	__u32 max_events;  /* per window of 2^NT_WINDOW_SHIFT ns; 0 = no limit */
+	__u32 max_events;  /* per NT_DROP_WINDOW; 0 = no limit */
 	__u32 pad;
 };
-
-/* 0.13 s */
-#define NT_WINDOW_SHIFT 27
 
 struct nt_drop_event {
 	__u64 ts_ns;
@@ -168,6 +171,7 @@ struct nt_manifest {
 	enum nt_drop_reasons reasons;
 	enum nt_drop_fact fact;
 	enum nt_drop_step step;
+	enum nt_drop_size size;
 };
 const struct nt_manifest nt_manifest SEC(".ntools") = {};
 
@@ -232,24 +236,9 @@ struct {
 } drop_window SEC(".maps");
 
 /*
- * Room for one stack per level of nesting: before Linux commit 05b24ff9b2cf "bpf: Prevent bpf
- * program recursion for raw tracepoint probes" (v6.1) an interrupt could drop a packet in the
- * middle of this program.
+ * One packet on its way through the program. Not on the stack: the verifier would follow every
+ * combination of what the parser left there, a million steps on 5.10.
  */
-#define NT_DROP_LEVELS 3
-struct nt_drop_scratch {
-	__u64 level;
-	struct nt_drop_stack stack[NT_DROP_LEVELS];
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct nt_drop_scratch);
-} drop_scratch SEC(".maps");
-
-/* One packet on its way through the program. */
 struct nt_drop {
 	__u64 now;
 	__u64 location;
@@ -258,7 +247,31 @@ struct nt_drop {
 	__u32 netns;
 	__u32 facts;
 	__u32 len;
+	__u32 pad;
+	char name[16];
+	struct nt_pkt pkt;
+	struct nt_drop_key key;
+	struct nt_drop_stack stack;
 };
+
+/*
+ * One per level of nesting: before Linux commit 05b24ff9b2cf "bpf: Prevent bpf program recursion
+ * for raw tracepoint probes" (v6.1) an interrupt could drop a packet in the middle of this program.
+ */
+#define NT_DROP_LEVELS 4
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NT_DROP_LEVELS);
+	__type(key, __u32);
+	__type(value, struct nt_drop);
+} drop_work SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} drop_level SEC(".maps");
 
 static __always_inline void nt_drop_count(__u32 step)
 {
@@ -268,15 +281,14 @@ static __always_inline void nt_drop_count(__u32 step)
 		*count += 1;
 }
 
-/* 256 slots for the core's reasons, 64 for those of each of 8 subsystems, one for the rest. */
 static __always_inline __u32 nt_total_slot(__u32 reason)
 {
 	__u32 subsystem = reason >> 16, number = reason & 0xffff;
 
-	if (!subsystem && number < 256)
+	if (!subsystem && number < NT_DROP_CORE)
 		return number;
-	if (subsystem - 1 < 8 && number < 64)
-		return 256 + (subsystem - 1) * 64 + number;
+	if (subsystem - 1 < 8 && number < NT_DROP_SUBSYS)
+		return NT_DROP_CORE + (subsystem - 1) * NT_DROP_SUBSYS + number;
 	return NT_DROP_REASONS - 1;
 }
 
@@ -291,16 +303,21 @@ static __always_inline void nt_drop_total(const struct nt_drop *d)
 	}
 }
 
+/* Without branches: one per range would double what the verifier has to follow. */
 static __always_inline int nt_in_ranges(const struct nt_range *ranges, const int count,
 					__u64 address)
 {
+	__u64 found = 0;
 	int i;
 
 #pragma unroll
-	for (i = 0; i < count; i++)
-		if (address - ranges[i].first < ranges[i].bytes)
-			return 1;
-	return 0;
+	for (i = 0; i < count; i++) {
+		__u64 from = address - ranges[i].first;
+
+		/* Not below the start, and below the end: two sign bits. */
+		found |= ~from & (from - ranges[i].bytes);
+	}
+	return found >> 63;
 }
 
 /*
@@ -326,26 +343,25 @@ static __always_inline struct sock *nt_drop_rx_sk(__u64 *ctx)
 /*
  * Lists are freed on behalf of somebody else: until v6.1 the address is inside the function that
  * walks the list, since v7.2 inside __tcf_kfree_skb_list() (found on 5.10, 6.1 and 7.2). The one
- * who dropped is the next frame, or the one behind it.
+ * who dropped is the next frame.
  */
 #define NT_DROP_NEAR 12
 static __always_inline __u64 nt_drop_place(void *ctx, const struct nt_drop_cfg *cfg, __u64 location)
 {
-	const long two = 2 * sizeof(location);
-	__u64 near[NT_DROP_NEAR];
-	int i, at = NT_DROP_NEAR;
-	long bytes;
+	__u64 near[NT_DROP_NEAR], place = 0;
+	int i;
 
-	if (!nt_in_ranges(cfg->helpers, NT_DROP_HELPERS, location))
+	if (!nt_in_ranges(cfg->helpers, NT_DROP_HELPERS, location) ||
+	    bpf_get_stack(ctx, near, sizeof(near), 0) < 0)
 		return location;
-	bytes = bpf_get_stack(ctx, near, sizeof(near), 0);
 #pragma unroll
-	for (i = 0; i < NT_DROP_NEAR; i++)
-		if (i * (long)sizeof(location) < bytes && near[i] == location)
-			at = i;
-	if (at == NT_DROP_NEAR || bpf_get_stack(ctx, near, two, at + 1) != two)
-		return location;
-	return nt_in_ranges(cfg->helpers, NT_DROP_HELPERS, near[0]) ? near[1] : near[0];
+	for (i = 0; i < NT_DROP_NEAR - 1; i++) {
+		__u64 differs = near[i] ^ location;
+
+		/* All bits set where the two are equal; again without branches. */
+		place |= near[i + 1] & (((differs | -differs) >> 63) - 1);
+	}
+	return place ? place : location;
 }
 
 static __always_inline __u32 nt_inum(const struct net *net)
@@ -375,8 +391,7 @@ static __always_inline __u32 nt_sock_netns(struct sock *sk)
  * a tree node or a length. It is believed when it leads to a namespace with the number of one, and
  * to a name; user space compares the name. Never read directly: it may be any number.
  */
-static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct, struct nt_drop *d,
-					  char *name)
+static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct, struct nt_drop *d)
 {
 	struct net_device *dev = NT_GET(skb, dev);
 	struct net *net = 0;
@@ -387,8 +402,9 @@ static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct,
 		return 0;
 	inum = nt_inum(net);
 	if (inum < NT_FIRST_INUM || !ifindex || ifindex >> 31 ||
-	    bpf_core_read(name, 16, &dev->name) || name[0] <= ' ' || name[0] > '~' || name[15]) {
-		name[0] = 0;
+	    bpf_core_read(d->name, sizeof(d->name), &dev->name) || d->name[0] <= ' ' ||
+	    d->name[0] > '~' || d->name[15]) {
+		d->name[0] = 0;
 		return 0;
 	}
 	d->ifindex = ifindex;
@@ -399,7 +415,7 @@ static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct,
 #define NT_PACKET_OTHERHOST 3 /* include/uapi/linux/if_packet.h */
 
 static __always_inline void nt_drop_where(__u64 *ctx, struct sk_buff *skb, const int direct,
-					  struct nt_drop *d, char *name)
+					  struct nt_drop *d)
 {
 	struct sock *sk = nt_drop_rx_sk(ctx);
 
@@ -407,7 +423,7 @@ static __always_inline void nt_drop_where(__u64 *ctx, struct sk_buff *skb, const
 		bpf_core_read(&sk, sizeof(sk), &skb->sk);
 	if (sk)
 		d->facts |= NT_FACT_HAS_SOCKET;
-	if (nt_drop_device(skb, direct, d, name))
+	if (nt_drop_device(skb, direct, d))
 		return;
 	d->ifindex = NT_GET(skb, skb_iif);
 	d->netns = nt_sock_netns(sk);
@@ -417,9 +433,10 @@ static __always_inline void nt_drop_where(__u64 *ctx, struct sk_buff *skb, const
 		d->facts |= NT_FACT_NO_DEVICE;
 }
 
-static __always_inline void nt_drop_facts(struct sk_buff *skb, const int direct,
-					  const struct nt_pkt *pkt, struct nt_drop *d)
+static __always_inline void nt_drop_facts(struct sk_buff *skb, const int direct, struct nt_drop *d)
 {
+	const struct nt_pkt *pkt = &d->pkt;
+
 	if (BPF_CORE_READ_BITFIELD_PROBED(skb, pkt_type) == NT_PACKET_OTHERHOST)
 		d->facts |= NT_FACT_OTHER_HOST;
 	if (!NT_GET(skb, protocol))
@@ -469,7 +486,7 @@ static __always_inline int nt_drop_refused(const struct nt_drop_cfg *cfg, const 
 /* Events per window of time, all CPUs together; CPUs that look at once may exceed it a little. */
 static __always_inline int nt_drop_rate(const struct nt_drop_cfg *cfg, __u64 now)
 {
-	__u64 number = now >> NT_WINDOW_SHIFT;
+	__u64 number = now >> NT_DROP_WINDOW;
 	struct nt_drop_window *window;
 	__u32 zero = 0;
 
@@ -492,8 +509,7 @@ static __always_inline int nt_drop_rate(const struct nt_drop_cfg *cfg, __u64 now
 
 static __always_inline void nt_drop_emit(void *ctx, const struct nt_drop_cfg *cfg,
 					 struct sk_buff *skb, const int direct,
-					 const struct nt_drop *d, const struct nt_pkt *pkt,
-					 const char *name)
+					 const struct nt_drop *d)
 {
 	struct nt_drop_event *e;
 	__u64 id;
@@ -519,8 +535,8 @@ static __always_inline void nt_drop_emit(void *ctx, const struct nt_drop_cfg *cf
 	e->facts = d->facts;
 	e->pad = 0;
 	bpf_get_current_comm(e->comm, sizeof(e->comm));
-	__builtin_memcpy(e->device, name, sizeof(e->device));
-	__builtin_memcpy(&e->pkt, pkt, sizeof(e->pkt));
+	__builtin_memcpy(e->device, d->name, sizeof(e->device));
+	__builtin_memcpy(&e->pkt, &d->pkt, sizeof(e->pkt));
 	if (cfg->stacks) {
 		bytes = bpf_get_stack(ctx, e->stack, sizeof(e->stack), 0);
 		if (bytes < 0) {
@@ -559,58 +575,40 @@ static __always_inline __u64 nt_drop_keep_stack(void *ctx, struct nt_drop_stack 
 	return hash;
 }
 
-static __always_inline __u64 nt_drop_stack_id(void *ctx)
+static __always_inline void nt_drop_add(void *ctx, const struct nt_drop_cfg *cfg, struct nt_drop *d)
 {
-	struct nt_drop_scratch *scratch;
-	__u64 level, id = 0;
-	__u32 zero = 0;
-
-	scratch = bpf_map_lookup_elem(&drop_scratch, &zero);
-	if (!scratch)
-		return 0;
-	level = scratch->level;
-	if (level >= NT_DROP_LEVELS) {
-		nt_lost(NT_LOSS_STACK_FAILED);
-		return 0;
-	}
-	scratch->level = level + 1;
-	id = nt_drop_keep_stack(ctx, &scratch->stack[level]);
-	scratch->level = level;
-	return id;
-}
-
-static __always_inline void nt_drop_add(void *ctx, const struct nt_drop_cfg *cfg,
-					const struct nt_drop *d, const struct nt_pkt *pkt)
-{
+	const struct nt_pkt *pkt = &d->pkt;
+	struct nt_drop_key *key = &d->key;
 	const __u32 by = cfg->group_by;
-	struct nt_drop_val *val, fresh = {};
-	struct nt_drop_key key = {};
+	struct nt_drop_val *val;
 
-	key.facts = d->facts;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->facts = d->facts;
 	if (by & NT_BY_REASON)
-		key.reason = d->reason;
+		key->reason = d->reason;
 	if (by & NT_BY_LOCATION)
-		key.location = d->location;
+		key->location = d->location;
 	if (by & NT_BY_DEVICE)
-		key.ifindex = d->ifindex;
+		key->ifindex = d->ifindex;
 	if (by & (NT_BY_DEVICE | NT_BY_NETNS))
-		key.netns = d->netns;
+		key->netns = d->netns;
 	if (by & NT_BY_FIVETUPLE) {
-		key.tuple = pkt->tuple;
+		key->tuple = pkt->tuple;
 	} else if (by & NT_BY_PORT) {
-		key.tuple.family = pkt->tuple.family;
-		key.tuple.eth_proto = pkt->tuple.eth_proto;
-		key.tuple.protocol = pkt->tuple.protocol;
+		key->tuple.family = pkt->tuple.family;
+		key->tuple.eth_proto = pkt->tuple.eth_proto;
+		key->tuple.protocol = pkt->tuple.protocol;
 		if (pkt->flags & NT_PKT_L4)
-			key.tuple.dst_port = pkt->tuple.dst_port;
+			key->tuple.dst_port = pkt->tuple.dst_port;
 	}
 	if (by & NT_BY_STACK)
-		key.stack = nt_drop_stack_id(ctx);
-	val = bpf_map_lookup_elem(&drop_groups, &key);
+		key->stack = nt_drop_keep_stack(ctx, &d->stack);
+	val = bpf_map_lookup_elem(&drop_groups, key);
 	if (!val) {
-		fresh.first_ns = d->now;
-		bpf_map_update_elem(&drop_groups, &key, &fresh, BPF_NOEXIST);
-		val = bpf_map_lookup_elem(&drop_groups, &key);
+		struct nt_drop_val fresh = { .first_ns = d->now };
+
+		bpf_map_update_elem(&drop_groups, key, &fresh, BPF_NOEXIST);
+		val = bpf_map_lookup_elem(&drop_groups, key);
 		if (!val) {
 			nt_lost(NT_LOSS_GROUP_FULL);
 			return;
@@ -631,57 +629,82 @@ static __always_inline int nt_reason_refused(const struct nt_drop_cfg *cfg, __u3
 	return listed != (cfg->reasons == NT_REASONS_ONLY);
 }
 
-NT_TRACE(drop, kfree_skb, struct sk_buff *, skb, void *, location)
+static __always_inline int nt_drop_elsewhere(const struct nt_drop_cfg *cfg, const struct nt_drop *d)
 {
-	const int where = NT_AT_ANY | (direct ? NT_DIRECT : 0);
-	struct nt_drop d = {};
-	struct nt_drop_cfg *cfg;
-	char name[16] = {};
-	struct nt_pkt pkt;
-	__u32 zero = 0;
+	struct nt_drop_device device = { .netns = d->netns, .ifindex = d->ifindex };
+
+	if (cfg->netns && cfg->netns != d->netns) {
+		nt_drop_count(NT_STEP_NETNS);
+		return 1;
+	}
+	if (cfg->by_device && !bpf_map_lookup_elem(&drop_devices, &device)) {
+		nt_drop_count(NT_STEP_INTERFACE);
+		return 1;
+	}
+	return 0;
+}
+
+static __always_inline void nt_drop_handle(__u64 *ctx, const int direct,
+					   const struct nt_drop_cfg *cfg, struct nt_drop *d,
+					   struct sk_buff *skb, __u64 location)
+{
+	d->location = nt_drop_place(ctx, cfg, location);
+	if (cfg->by_location && !nt_in_ranges(cfg->locations, NT_DROP_LOCATIONS, d->location)) {
+		nt_drop_count(NT_STEP_LOCATION);
+		return;
+	}
+	d->facts = 0;
+	d->ifindex = 0;
+	__builtin_memset(d->name, 0, sizeof(d->name));
+	nt_drop_where(ctx, skb, direct, d);
+	if (nt_drop_elsewhere(cfg, d))
+		return;
+	if (nt_parse_skb(skb, NT_AT_ANY | (direct ? NT_DIRECT : 0), &d->pkt)) {
+		nt_pkt_init(&d->pkt);
+		d->pkt.flags = NT_PKT_FAULT;
+	}
+	if (nt_drop_refused(cfg, &d->pkt))
+		return;
+	d->len = NT_GET(skb, len);
+	nt_drop_facts(skb, direct, d);
+	nt_drop_count(NT_STEP_MATCHED);
+	nt_drop_total(d);
+	if (cfg->mode == NT_DROP_GROUPS)
+		nt_drop_add(ctx, cfg, d);
+	else
+		nt_drop_emit(ctx, cfg, skb, direct, d);
+}
+
+NT_TRACE(free_drop, kfree_skb, struct sk_buff *, skb, void *, location)
+{
+	const struct nt_drop_cfg *cfg;
+	__u32 zero = 0, level, *nested;
+	struct nt_drop *d;
+	__u64 now;
 
 	cfg = bpf_map_lookup_elem(&nt_cfg, &zero);
 	if (!cfg || !cfg->enabled || !skb)
 		return 0;
-	d.now = bpf_ktime_get_ns();
+	now = bpf_ktime_get_ns();
 	nt_drop_count(NT_STEP_SEEN);
-	d.reason = nt_drop_reason(ctx);
-	if (nt_reason_refused(cfg, d.reason)) {
+	if (nt_reason_refused(cfg, nt_drop_reason(ctx))) {
 		nt_drop_count(NT_STEP_REASON);
 		return 0;
 	}
-	d.location = nt_drop_place(ctx, cfg, (__u64)location);
-	if (cfg->by_location && !nt_in_ranges(cfg->locations, NT_DROP_LOCATIONS, d.location)) {
-		nt_drop_count(NT_STEP_LOCATION);
+	nested = bpf_map_lookup_elem(&drop_level, &zero);
+	if (!nested)
+		return 0;
+	level = *nested;
+	d = bpf_map_lookup_elem(&drop_work, &level);
+	if (!d) {
+		nt_lost(NT_LOSS_MAP_FULL);
 		return 0;
 	}
-	nt_drop_where(ctx, skb, direct, &d, name);
-	if (cfg->netns && cfg->netns != d.netns) {
-		nt_drop_count(NT_STEP_NETNS);
-		return 0;
-	}
-	if (cfg->by_device) {
-		struct nt_drop_device device = { .netns = d.netns, .ifindex = d.ifindex };
-
-		if (!bpf_map_lookup_elem(&drop_devices, &device)) {
-			nt_drop_count(NT_STEP_INTERFACE);
-			return 0;
-		}
-	}
-	if (nt_parse_skb(skb, where, &pkt)) {
-		nt_pkt_init(&pkt);
-		pkt.flags = NT_PKT_FAULT;
-	}
-	if (nt_drop_refused(cfg, &pkt))
-		return 0;
-	d.len = NT_GET(skb, len);
-	nt_drop_facts(skb, direct, &pkt, &d);
-	nt_drop_count(NT_STEP_MATCHED);
-	nt_drop_total(&d);
-	if (cfg->mode == NT_DROP_GROUPS)
-		nt_drop_add(ctx, cfg, &d, &pkt);
-	else
-		nt_drop_emit(ctx, cfg, skb, direct, &d, &pkt, name);
+	*nested = level + 1;
+	d->now = now;
+	d->reason = nt_drop_reason(ctx);
+	nt_drop_handle(ctx, direct, cfg, d, skb, (__u64)location);
+	*nested = level;
 	return 0;
 }
 

@@ -230,32 +230,34 @@ static __always_inline void nt_enter(const struct nt_flight_cfg *cfg, const stru
 	__u32 zero = 0, vm = ifindex, reject;
 	__u8 direction = NT_DIRECTION_TX;
 	const int where = stage == NT_STAGE_DEV_RX ? NT_AT_DATA : NT_AT_ETH;
+	struct nt_pkt *pkt = bpf_map_lookup_elem(&parsed, &zero);
 	unsigned char *end;
 	struct nt_flight *f;
-	struct nt_pkt pkt;
 
-	if (nt_parse_skb(skb, where | (direct ? NT_DIRECT : 0), &pkt)) {
+	if (!pkt)
+		return;
+	if (nt_parse_skb(skb, where | (direct ? NT_DIRECT : 0), pkt)) {
 		nt_lost(NT_LOSS_READ_FAILED);
 		return;
 	}
 	if (stage == NT_STAGE_DEV_RX && (dev->role & NT_ROLE_VNET)) {
 		direction = NT_DIRECTION_RX;
-		nt_learn(&pkt, ifindex);
+		nt_learn(pkt, ifindex);
 	}
 	if (!(cfg->directions & (1 << direction))) {
 		nt_explain(cfg, NT_EXPLAIN_DIRECTION);
 		return;
 	}
 	if (direction == NT_DIRECTION_TX) {
-		vm = nt_addressee(cfg, &pkt, ifindex);
+		vm = nt_addressee(cfg, pkt, ifindex);
 		if (!vm)
 			return;
 	}
-	if (dev->vlan_id != NT_VLAN_NONE && dev->vlan_id != pkt.vlan_id) {
+	if (dev->vlan_id != NT_VLAN_NONE && dev->vlan_id != pkt->vlan_id) {
 		nt_explain(cfg, NT_EXPLAIN_PORT_VLAN);
 		return;
 	}
-	reject = nt_filter_match(&cfg->filter, &pkt);
+	reject = nt_filter_match(&cfg->filter, pkt);
 	if (reject) {
 		nt_explain(cfg, NT_EXPLAIN_FILTER + reject);
 		return;
@@ -269,15 +271,15 @@ static __always_inline void nt_enter(const struct nt_flight_cfg *cfg, const stru
 	f->free_ns = 0;
 	f->free_location = 0;
 	f->free_reason = 0;
-	f->tuple = pkt.tuple;
-	nt_print_take((void *)head, &pkt, &f->print);
+	f->tuple = pkt->tuple;
+	nt_print_take((void *)head, pkt, &f->print);
 	f->vm_ifindex = vm;
 	f->entry_ifindex = ifindex;
 	f->last_ifindex = ifindex;
 	f->len_bytes = NT_GET(skb, len);
-	f->ip_id = pkt.ip_id;
-	f->seq = pkt.tcp_hdr_len ? pkt.seq : pkt.icmp_seq;
-	f->vlan_id = pkt.vlan_id;
+	f->ip_id = pkt->ip_id;
+	f->seq = pkt->tcp_hdr_len ? pkt->seq : pkt->icmp_seq;
+	f->vlan_id = pkt->vlan_id;
 	f->segs = 0;
 	end = (unsigned char *)head + NT_GET(skb, end);
 	bpf_core_read(&f->segs, sizeof(f->segs), &((struct skb_shared_info *)end)->gso_segs);
@@ -457,18 +459,22 @@ NT_ENTRY(ovs_back, ovs_flow_key_extract_userspace, void *, net, void *, attr, st
 	__u64 now, head, alias, *old_head, old;
 	struct nt_flight *f, *moved;
 	struct nt_print print;
-	struct nt_pkt pkt;
+	struct nt_pkt *pkt;
+	__u32 slot = 1;
 
 	if (!cfg || !skb)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (nt_parse_skb(skb, NT_AT_ETH | NT_NO_MAC | (direct ? NT_DIRECT : 0), &pkt)) {
+	pkt = bpf_map_lookup_elem(&parsed, &slot);
+	if (!pkt)
+		return 0;
+	if (nt_parse_skb(skb, NT_AT_ETH | NT_NO_MAC | (direct ? NT_DIRECT : 0), pkt)) {
 		nt_lost(NT_LOSS_READ_FAILED);
 		return 0;
 	}
 	head = (__u64)NT_GET(skb, head);
-	nt_print_take((void *)head, &pkt, &print);
-	alias = nt_key_of(&pkt.tuple, print.digest);
+	nt_print_take((void *)head, pkt, &print);
+	alias = nt_key_of(&pkt->tuple, print.digest);
 	old_head = bpf_map_lookup_elem(&aliases, &alias);
 	if (!old_head)
 		return 0;

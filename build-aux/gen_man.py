@@ -82,9 +82,9 @@ def values(action: argparse.Action) -> str:
     return "".join("\\ " + italic(word) for word in commands.value_words(action))
 
 
-def synopsis(parser: argparse.ArgumentParser) -> List[str]:
+def synopsis(name: str, parser: argparse.ArgumentParser) -> List[str]:
     """The call with all options, required ones without brackets."""
-    lines = [".PP", ".nh", ".HP", bold(parser.prog)]
+    lines = [".PP", ".nh", ".HP", bold(name)]
     for action in commands.visible(parser._actions):
         if isinstance(action, argparse._SubParsersAction):
             lines.append(italic("COMMAND") + " ...")
@@ -143,14 +143,14 @@ def page(command: commands.Command, names: List[str], version: str, date: str) -
         '.SH "NAME"',
         escape(command.name) + " \\- " + escape(purpose[:1].lower() + purpose[1:]),
         '.SH "SYNOPSIS"',
-        *synopsis(parser),
+        *synopsis(command.name, parser),
         '.SH "DESCRIPTION"',
         *paragraphs(sections.get("DESCRIPTION", description)),
     ]
     for name, text, subparser in commands.subcommands(parser):
         if not any(line == '.SH "COMMANDS"' for line in lines):
             lines.append('.SH "COMMANDS"')
-        lines += ['.SS "{}"'.format(escape(name)), *synopsis(subparser)]
+        lines += ['.SS "{}"'.format(escape(name)), *synopsis(command.name + " " + name, subparser)]
         lines += paragraphs(filled_in(subparser, subparser.description or text))
         lines += options(subparser)
     lines += ['.SH "OPTIONS"', *options(parser)]

@@ -29,7 +29,9 @@ packages_build()
 	want pkg-config command -v pkg-config
 	want libbpf-dev pkg-config --atleast-version=0.8 libbpf
 	want python3-venv python3 -c 'import ensurepip, venv'
-	# What the demonstration makes its network of.
+	# What the demonstration makes its network and its virtual machine of.
+	want gcc command -v gcc
+	want libc6-dev test -e /usr/include/stdio.h
 	want iproute2 command -v ip
 	want iputils-ping command -v ping
 }
@@ -41,7 +43,6 @@ packages_test()
 	want busybox-static busybox true
 	want conntrack command -v conntrack
 	want ethtool command -v ethtool
-	want gcc command -v cc
 	want git command -v git
 	want kmod command -v modprobe
 	want man-db command -v man

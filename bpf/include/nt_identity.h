@@ -23,13 +23,19 @@ static __always_inline __u64 nt_mix(__u64 hash, __u64 word)
 	return hash ^ (hash >> 29);
 }
 
+/* What tells packets of one flow apart, and a length for those where it helps. */
+struct nt_invariant {
+	__u64 hash;
+	__u64 len;
+};
+
 /*
- * The two words that tell packets of one flow apart. Lengths are left out on demand: GSO gives
- * its first child the parent's sequence number and id, but not its length.
+ * The length is kept apart: GSO gives its first child the sequence number and id of the parent,
+ * but not its length.
  */
-static __always_inline __u64 nt_invariant(const struct nt_pkt *p, const int with_len)
+static __always_inline struct nt_invariant nt_invariant(const struct nt_pkt *p)
 {
-	const __u64 len = with_len ? p->payload_len : 0;
+	struct nt_invariant out = {};
 	__u64 a, b;
 
 	if (p->tcp_hdr_len) {
@@ -43,11 +49,13 @@ static __always_inline __u64 nt_invariant(const struct nt_pkt *p, const int with
 		a = (__u64)p->icmp_type << 24 | (__u64)p->icmp_code << 16 | p->icmp_seq;
 		b = p->payload;
 	} else if (p->flags & NT_PKT_L4) {
-		a = (__u64)p->ip_id << 32 | len;
+		a = p->ip_id;
 		b = p->payload;
+		out.len = p->payload_len;
 	} else if (p->tuple.family) {
-		a = (__u64)p->ip_id << 32 | (with_len ? p->total_len : 0);
+		a = p->ip_id;
 		b = p->tuple.protocol;
+		out.len = p->total_len;
 	} else if (p->arp_op) {
 		a = p->arp_op;
 		b = *(const __u32 *)__builtin_assume_aligned(p->tuple.dst, 8);
@@ -55,13 +63,15 @@ static __always_inline __u64 nt_invariant(const struct nt_pkt *p, const int with
 		a = p->tuple.eth_proto;
 		b = p->payload;
 	}
-	return nt_mix(nt_mix(NT_MIX_B, a), b);
+	out.hash = nt_mix(nt_mix(NT_MIX_B, a), b);
+	return out;
 }
 
 /* Digest of the fields no hop changes; never 0. */
 static __always_inline __u32 nt_digest(const struct nt_pkt *p)
 {
-	__u32 digest = nt_invariant(p, 1) >> 32;
+	struct nt_invariant it = nt_invariant(p);
+	__u32 digest = nt_mix(it.hash, it.len) >> 32;
 
 	return digest ? digest : 1;
 }
@@ -86,7 +96,7 @@ static __always_inline __u64 nt_key_of(const struct nt_tuple *t, __u64 packet)
  */
 static __always_inline __u64 nt_key(const struct nt_pkt *p)
 {
-	return nt_key_of(&p->tuple, nt_invariant(p, 0));
+	return nt_key_of(&p->tuple, nt_invariant(p).hash);
 }
 
 #endif

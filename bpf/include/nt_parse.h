@@ -488,15 +488,12 @@ static __always_inline bool nt_l4(struct nt_span *s, struct nt_pkt *p)
 	return false;
 }
 
-/* From the EtherType on; the packet is initialised, outer tag and MAC addresses are in it. */
-static __always_inline void nt_parse_rest(struct nt_span *s, __u64 proto, const int where,
-					  struct nt_pkt *p)
+/* Network header and what follows. */
+static __always_inline void nt_l3(struct nt_span *s, __u64 proto, const int where,
+				  struct nt_pkt *p)
 {
-	bool more = nt_vlans(s, &proto, p);
+	bool more = true;
 
-	p->tuple.eth_proto = proto;
-	if (!more)
-		return;
 	p->l3_off = s->off;
 	if (proto == NT_ETH_IPV4) {
 		more = nt_ipv4(s, where, p);
@@ -512,6 +509,19 @@ static __always_inline void nt_parse_rest(struct nt_span *s, __u64 proto, const 
 		more = more && nt_l4(s, p);
 	if (more)
 		nt_payload(s, p);
+}
+
+/* From the EtherType on; the packet is initialised, outer tag and MAC addresses are in it. */
+static __always_inline void nt_parse_rest(struct nt_span *s, __u64 proto, const int where,
+					  struct nt_pkt *p)
+{
+	bool more = nt_vlans(s, &proto, p);
+
+	p->tuple.eth_proto = proto;
+	if (s->off > s->end)
+		p->flags |= NT_PKT_BAD;
+	else if (more)
+		nt_l3(s, proto, where, p);
 	/* Nothing behind the linear part: the packet itself is too short. */
 	if ((p->flags & NT_PKT_TRUNCATED) && s->linear >= s->end)
 		p->flags ^= NT_PKT_TRUNCATED | NT_PKT_BAD;
@@ -647,8 +657,11 @@ static __always_inline int nt_parse_at(const struct nt_skb *m, const int where, 
 		nt_set_vlan(p, m->vlan.proto, m->vlan.tci);
 		p->flags = NT_PKT_VLAN_ACC;
 	}
-	if (at == NT_AT_NET && !proto)
-		proto = nt_guess(m, off);
+	if (at == NT_AT_NET && !lead && (!proto || nt_is_vlan(proto))) {
+		found = nt_guess(m, off);
+		if (found)
+			proto = found;
+	}
 	if (at == NT_AT_ANY && !lead) {
 		found = nt_network_proto(m);
 		if (found) {

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Union
+from typing import Iterator, List, Sequence, Union
 
 from lab.netns import Namespace, lines, stop_process
 
@@ -25,11 +25,20 @@ __all__ = ["Ovs", "ovs_host"]
 
 _SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 _NORMAL = "priority=0,actions=NORMAL"
+_BASE = Path("/run" if os.access("/run", os.W_OK) else tempfile.gettempdir())
 _running: List["Ovs"] = []
 
 
 def _tail(path: Path) -> str:
     return path.read_text(errors="replace")[-1500:] if path.exists() else ""
+
+
+def _sweep_dead() -> None:
+    """Removes the files of processes that were killed."""
+    for path in _BASE.glob("ntovs*-*"):
+        owner = path.name[5:].split("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class Ovs:
@@ -39,8 +48,8 @@ class Ovs:
 
     def __init__(self) -> None:
         self.ns = Namespace("ho", kept=True)
-        base = "/run" if os.access("/run", os.W_OK) else None
-        self.dir = Path(tempfile.mkdtemp(prefix="ntovs", dir=base))
+        _sweep_dead()
+        self.dir = Path(tempfile.mkdtemp(prefix=f"ntovs{os.getpid()}-", dir=_BASE))
         self._daemons: List["subprocess.Popen[bytes]"] = []
 
     @property
@@ -194,8 +203,3 @@ def ovs_host() -> Ovs:
 def _stop_all() -> None:
     while _running:
         _running.pop().stop()
-
-
-def running() -> Optional[Ovs]:
-    """The daemons if they were started."""
-    return _running[0] if _running else None

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from lab.caps import capabilities, why_not
@@ -17,6 +18,9 @@ from ntools.host import netns, rtnl
 from ntools.host.devices import DeviceNames, Devices, all_devices, from_links
 from ntools.host.guests import guest_devices, guest_of, list_guests, seed_macs, vhost_tids
 from ntools.host.uplink import discover, expand
+
+# Costs are not judged there.
+EMULATED = "TCG" in Path("/proc/cpuinfo").read_text()
 
 
 def need(*names):
@@ -140,7 +144,7 @@ def test_many_links_are_cheap(ns):
     found = Devices.snapshot(ns.path)
     spent = time.process_time() - start
     assert len(found) == 301
-    assert spent < 1.5, f"{spent * 1000:.0f} ms for 301 links"
+    assert spent < 0.15 or EMULATED, f"{spent * 1000:.0f} ms for 301 links"
 
 
 def test_find_across_namespaces(ns):
@@ -185,6 +189,7 @@ def test_namespaces_by_name_and_by_process(ns):
     found = {space.inum: space for space in netns.list_netns()}
     assert found[ns.inode].name == ns.name
     assert found[netns.current_netns()] == netns.list_netns()[0]
+    assert netns.netns_path(ns.inode) == netns.netns_path(ns.name)
     command = ["unshare", "--net", sys.executable, "-c",
                "import sys; print('in', flush=True); sys.stdin.read()"]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -281,6 +286,6 @@ def test_import_stays_light():
     output = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert float(output[0]) < 1.5  # an emulated CPU needs that; 40 ms is usual
+    assert float(output[0]) < 0.15 or EMULATED
     assert output[1:3] == ["False", "False"]
     assert int(output[3]) < 32 << 10  # KiB

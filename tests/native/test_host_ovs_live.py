@@ -108,10 +108,8 @@ def test_large_answer(database, monkeypatch):
     monkeypatch.setenv("OVS_RUNDIR", str(directory))
     ports = [word for i in range(800) for word in f"-- add-port br0 vnet{i}".split()]
     vsctl("add-br", "br0", *ports)
-    start = time.process_time()
     layout = ovs.read_layout(timeout_s=10)
     assert len(layout.bridge_of("vnet0").ports) == 801
-    assert time.process_time() - start < 0.5
 
 
 def test_around_a_vm_on_a_kernel_datapath():

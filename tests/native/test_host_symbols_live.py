@@ -67,8 +67,8 @@ def test_cost():
     lines = KALLSYMS.read_bytes().count(b"\n")
     share = max(1.0, lines / 122000)
     assert kib < 10 * 1024 * share
-    if "TCG" not in Path("/proc/cpuinfo").read_text():  # an emulated CPU is ten times slower
-        assert seconds < 0.25 * share
+    emulated = "TCG" in Path("/proc/cpuinfo").read_text()
+    assert seconds < 0.25 * share or emulated
 
 
 def test_about_this_host():

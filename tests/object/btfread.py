@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional
 
-__all__ = ["Btf", "Member", "btf_section"]
+__all__ = ["Btf", "Member", "Section", "btf_section", "elf_sections"]
 
 _MAGIC = 0xEB9F
 (INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO,
@@ -33,18 +33,37 @@ class Member:
     bits: int
 
 
+@dataclass(frozen=True)
+class Section:
+    """A section of an ELF object."""
+
+    name: str
+    data: bytes
+    link: int
+
+
+def elf_sections(path: Path) -> list[Section]:
+    """All sections of a 64-bit little-endian ELF object, by number."""
+    data = path.read_bytes()
+    table = struct.unpack_from("<Q", data, 0x28)[0]
+    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
+    rows = [struct.unpack_from("<IIQQQQI", data, table + i * size) for i in range(count)]
+    found = []
+    for name, _kind, _flags, _address, at, length, link in rows:
+        start = rows[names][4] + name
+        text = data[start : data.index(b"\0", start)].decode()
+        found.append(Section(text, data[at : at + length], link))
+    return found
+
+
 def btf_section(path: Path) -> bytes:
     """Raw BTF of a file that holds it, or of the .BTF section of an ELF object."""
     data = path.read_bytes()
     if data[:4] != b"\x7fELF":
         return data
-    table = struct.unpack_from("<Q", data, 0x28)[0]
-    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
-    rows = [struct.unpack_from("<IIQQQQ", data, table + i * size) for i in range(count)]
-    for row in rows:
-        start = rows[names][4] + row[0]
-        if data[start : data.index(b"\0", start)] == b".BTF":
-            return data[row[4] : row[4] + row[5]]
+    for section in elf_sections(path):
+        if section.name == ".BTF":
+            return section.data
     raise ValueError(f"{path} has no .BTF section")
 
 

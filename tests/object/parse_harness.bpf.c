@@ -26,8 +26,9 @@ struct test_input {
 	__u32 linear;
 	__u32 end;
 	__u32 proto;
-	__u32 data; /* offset of skb->data in bytes */
-	__u32 inner;
+	__u64 data; /* offset of skb->data in bytes */
+	__u64 head; /* address of bytes */
+	__u64 inner;
 };
 
 struct test_output {
@@ -94,25 +95,31 @@ static __always_inline void test_judge(const struct nt_filter *filter, const str
 	out->key = nt_key(pkt);
 }
 
+/* Address of the bytes; through the map it becomes a number, as that of a packet is one. */
+static __always_inline __u64 test_head(struct test_input *in)
+{
+	in->head = (__u64)in->bytes;
+	return *(volatile __u64 *)&in->head;
+}
+
 SEC("raw_tp/netif_receive_skb")
 int bytes(void *ctx)
 {
 	__u32 zero = 0;
 	struct test_input *in = bpf_map_lookup_elem(&input, &zero);
 	struct test_output *out = bpf_map_lookup_elem(&output, &zero);
+	struct nt_skb m = {};
 	struct nt_pkt pkt;
 	(void)ctx;
 
 	if (!in || !out)
 		return 0;
-	out->result = nt_parse_bytes(in->bytes, in->off, in->linear, in->end, in->proto, 0, &pkt);
-	if (in->inner) {
-		struct nt_skb m = {
-			.head = in->bytes, .linear = in->linear, .end = in->end
-		};
-
+	m.linear = in->linear;
+	m.end = in->end;
+	m.head = (void *)test_head(in);
+	out->result = nt_parse_bytes(m.head, in->off, in->linear, in->end, in->proto, 0, &pkt);
+	if (in->inner)
 		out->inner = nt_parse_inner(&m, &pkt);
-	}
 	test_judge(&in->filter, &pkt, out);
 	return 0;
 }
@@ -129,8 +136,8 @@ static __always_inline int test_skb(const int where)
 		return 0;
 	skb = (void *)in->skb;
 	/* Only the kernel knows where the packet is. */
-	*(__u64 *)(in->skb + bpf_core_field_offset(skb->head)) = (__u64)in->bytes;
-	*(__u64 *)(in->skb + bpf_core_field_offset(skb->data)) = (__u64)in->bytes + in->data;
+	*(__u64 *)(in->skb + bpf_core_field_offset(skb->head)) = test_head(in);
+	*(__u64 *)(in->skb + bpf_core_field_offset(skb->data)) = test_head(in) + in->data;
 	out->result = nt_parse_skb(skb, where, &pkt);
 	test_judge(&in->filter, &pkt, out);
 	return 0;
@@ -207,4 +214,4 @@ NT_TRACE(free_any, kfree_skb, struct sk_buff *, skb)
 	return test_live(skb, direct, NT_AT_ANY, TEST_FREE_ANY);
 }
 
-char license[] SEC("license") = "GPL";
+const char test_license[] SEC("license") = "GPL";

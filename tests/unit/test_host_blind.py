@@ -62,8 +62,8 @@ def test_virtual_functions_and_vdpa(tmp_path):
     make_nic(tmp_path, "eth0", 2, ["0000:01:00.1", "0000:01:00.2"], "0000:01:00.2")
     chosen = [device("eth0", 2)]
     assert spots(chosen, tmp_path) == [
-        "eth0 has 2 SR-IOV virtual functions: traffic of guests that own one is not seen",
-        "eth0 has 1 vDPA devices: traffic of guests that use one is not seen",
+        "eth0 has 2 SR-IOV virtual function(s): traffic of guests that own one is not seen",
+        "eth0 has 1 vDPA device(s): traffic of guests that use one is not seen",
     ]
     # The same name in another namespace, or a /sys that shows another one.
     assert spots(chosen, tmp_path, netns="blue") == []

@@ -275,6 +275,7 @@ def test_ovs_over_patch_ports_and_a_veth_pair():
     assert top.bridge_kind == "openvswitch"
     assert top.description[1] == "switch br-int (openvswitch), br-ex (openvswitch), qbr (bridge)"
     assert top.warnings == ()  # the tunnel is the way out
+    assert top.ovs == recorded()
 
 
 def test_vm_behind_its_own_bridge_reaches_ovs():
@@ -293,7 +294,7 @@ def test_without_the_database_the_whole_datapath():
     assert set(names(top.entry_ports)) == {"phy0", "vnet1", "vnet2", "vxlan_sys_4789"}
     assert "oth0" in names(top.host_ports)
     assert top.warnings == (
-        "the OVS database does not answer for vnet0: all ports of the datapath are taken",
+        "no answer from the OVS database about vnet0: all ports of the datapath are taken",
     )
 
 

@@ -29,6 +29,7 @@ _FILES = {
 _LINKS = {
     "usr/sbin/ovs-vswitchd": "../lib/openvswitch-switch/ovs-vswitchd",
     "usr/bin/awk": "mawk",
+    "usr/bin/sh": "bash",
 }
 _DIRECTORIES = "dev etc home mnt proc root run srv sys tmp var usr/bin usr/sbin usr/lib".split()
 

@@ -25,7 +25,9 @@ RC_DIED = 125
 # Seconds.
 DEFAULT_TIMEOUT_S = 600
 SCENARIO_TIMEOUT_S = 90
-BOOT_GRACE_S = 180
+BOOT_LIMIT_S = 90
+# From QEMU's start to the first result line: two boots and the warm-up.
+FIRST_LINE_S = 2 * BOOT_LIMIT_S + 90
 HANG_GRACE_S = 45
 
 RESULTS = "results.jsonl"

@@ -42,7 +42,8 @@ class Follower:
         self._starts: dict[str, dict] = {}
         self._have: set[str] = set()
         self._missing: dict[str, str] = {}
-        self._give_up_at = time.monotonic() + common.BOOT_GRACE_S
+        # Set by the first tick: before it, the runner may wait for another guest.
+        self._give_up_at: float | None = None
         self.planned: list[str] = []
         self.running: str | None = None
         self.done = self.hung = False
@@ -57,11 +58,13 @@ class Follower:
             self._at += len(whole)
             for line in whole.splitlines():
                 self._take(json.loads(line))
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + common.FIRST_LINE_S
         self.hung = time.monotonic() > self._give_up_at
         return not self.hung
 
     def _take(self, row: dict) -> None:
-        limit = common.BOOT_GRACE_S
+        limit = common.SCENARIO_TIMEOUT_S
         event = row["event"]
         if event == "caps":
             self.planned = row["scenarios"]

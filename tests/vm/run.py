@@ -101,12 +101,17 @@ class Guest:
         self._shell = shell
         self.boot_s: float | None = None
         self.qemu_status: int | None = None
+        self._boot_failed = False
         out.mkdir(parents=True, exist_ok=True)
-        for stale in (".rc", ".started", ".dmesg"):
-            (out / stale).unlink(missing_ok=True)
-        for empty in ("stdout", "stderr", "console"):
-            (out / empty).write_bytes(b"")
         self._write_files(command)
+
+    def _prepare(self) -> None:
+        """Nothing of an earlier boot may look like a result of this one."""
+        self.boot_s = None
+        for stale in (".rc", ".started", ".dmesg"):
+            (self.out / stale).unlink(missing_ok=True)
+        for empty in ("stdout", "stderr", "console"):
+            (self.out / empty).write_bytes(b"")
 
     def _write_files(self, command: list[str]) -> None:
         env = {
@@ -183,31 +188,44 @@ class Guest:
         ``tick`` is called several times a second; False ends the guest (counts as timeout).
         ``streams``: two binary files which get the command's stdout and stderr as it runs.
         """
+        with one_guest_at_a_time():
+            status = self._boot(timeout_s, tick, streams)
+            if status in (RC_TIMEOUT, RC_DIED) and self._boot_failed:
+                # Rare, on a loaded machine: QEMU crashes or the kernel hangs before the
+                # command has begun. That says nothing about the command.
+                fetch.say(f"{self.kernel.name}: no boot ({self.qemu_status}), guest restarted")
+                status = self._boot(timeout_s, tick, streams)
+        return status
+
+    def _boot(self, timeout_s: float, tick, streams) -> int:
+        self._prepare()
         tails = []
         if streams:
             tails = [_Tail(self.out / n, s) for n, s in zip(("stdout", "stderr"), streams)]
-        with one_guest_at_a_time():
-            began = time.monotonic()
-            deadline = began + timeout_s
-            stdin = None if self._shell else subprocess.DEVNULL
-            with subprocess.Popen(
-                self._qemu(), stdin=stdin, stderr=(self.out / "qemu").open("wb")
-            ) as qemu:
-                try:
-                    killed = self._wait(qemu, began, deadline, tick, tails)
-                finally:
-                    if qemu.poll() is None:
-                        qemu.kill()
-                    self.qemu_status = qemu.wait()
+        stdin = None if self._shell else subprocess.DEVNULL
+        began = time.monotonic()
+        with subprocess.Popen(
+            self._qemu(), stdin=stdin, stderr=(self.out / "qemu").open("wb")
+        ) as qemu:
+            try:
+                killed = self._wait(qemu, began, timeout_s, tick, tails)
+            finally:
+                if qemu.poll() is None:
+                    qemu.kill()
+                self.qemu_status = qemu.wait()
         for tail in tails:
             tail.pump()
-        status = self.out / ".rc"
-        if status.exists():
-            return int(status.read_text())
+        self._boot_failed = not self._has(".started") and time.monotonic() < began + timeout_s
+        if self._has(".rc"):
+            return int((self.out / ".rc").read_text())
         return RC_TIMEOUT if killed else RC_DIED
 
-    def _wait(self, qemu, began, deadline, tick, tails) -> bool:
+    def _has(self, name: str) -> bool:
+        return (self.out / name).exists()
+
+    def _wait(self, qemu, began, timeout_s, tick, tails) -> bool:
         """True when the guest has to be killed."""
+        deadline = began + timeout_s
         finished = None
         while True:
             try:
@@ -216,13 +234,15 @@ class Guest:
             except subprocess.TimeoutExpired:
                 pass
             now = time.monotonic()
-            if self.boot_s is None and (self.out / ".started").exists():
+            if self.boot_s is None and self._has(".started"):
                 self.boot_s = now - began
             for tail in tails:
                 tail.pump()
-            if finished is None and (self.out / ".rc").exists():
+            if finished is None and self._has(".rc"):
                 finished = now
             if finished is not None and now > finished + _POWEROFF_S:
+                return True
+            if self.boot_s is None and now > began + common.BOOT_LIMIT_S:
                 return True
             if not tick() or now > deadline:
                 return True

@@ -7,7 +7,7 @@ need, so that a program that cannot be relocated is not even tried.
 """
 
 import struct
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 __all__ = ["Field", "StructType", "Types", "relocation_roots"]
 
@@ -154,6 +154,14 @@ class Types:
                 sides[label] = self._side(pointer[4])
         return sides["key"], sides["value"]
 
+    def functions(self) -> List[str]:
+        """Names of the functions, in the order of the source."""
+        return [self.text(name) for name, kind, _, _, _, _ in self._types if kind == _FUNC]
+
+    def name(self, type_id: int) -> str:
+        """Name of a type by id, "" if it has none."""
+        return self.text(self._types[type_id][0])
+
     def root_name(self, type_id: int) -> str:
         """Name of a struct or union by id, without its ``___flavour``; "" for other kinds."""
         name, kind = self._types[self._resolve(type_id)][:2]
@@ -224,27 +232,42 @@ class Types:
 
 
 def relocation_roots(types: Types, ext: bytes) -> Dict[str, Set[str]]:
-    """Kernel structs each program section reads fields of, from ``.BTF.ext``.
+    """Kernel structs each program reads fields of, from ``.BTF.ext``.
 
-    :return: section name (as in the file, with a leading "?") -> struct names.
+    :return: program -> struct names; programs that read none may be left out.
     """
-    header = struct.unpack_from("<HBBI", ext)[3]
-    if header < 32:  # no CO-RE relocations in this file
+    if (
+        len(ext) < 32 or struct.unpack_from("<HBBI", ext)[3] < 32
+    ):  # no CO-RE relocations in this file
         return {}
-    start, length = struct.unpack_from("<II", ext, 24)
+    starts = {
+        section: sorted((record[0], types.name(record[1])) for record in records)
+        for section, records in _ext_records(ext, 8, "<II")
+    }
+    roots: Dict[str, Set[str]] = {}
+    for section, records in _ext_records(ext, 24, "<IIII"):
+        for place, type_id, _, kind in records:
+            if kind in _READS_FIELD:
+                program = [name for start, name in starts[section] if start <= place][-1]
+                roots.setdefault(program, set()).add(types.root_name(type_id))
+    for needed in roots.values():
+        needed.discard("")
+    return roots
+
+
+def _ext_records(ext: bytes, at: int, form: str) -> Iterator[Tuple[int, List[Tuple[int, ...]]]]:
+    """(section name offset, records) of the table whose place the header of ``.BTF.ext`` has at."""
+    header = struct.unpack_from("<I", ext, 4)[0]
+    start, length = struct.unpack_from("<II", ext, at)
     position = header + start
     end = position + length
     size = struct.unpack_from("<I", ext, position)[0]
     position += 4
-    roots: Dict[str, Set[str]] = {}
     while position < end:
         section, count = struct.unpack_from("<II", ext, position)
         position += 8
-        needed = roots.setdefault(types.text(section), set())
-        for _ in range(count):
-            _, type_id, _, kind = struct.unpack_from("<IIII", ext, position)
-            position += size
-            if kind in _READS_FIELD:
-                needed.add(types.root_name(type_id))
-        needed.discard("")
-    return roots
+        yield (
+            section,
+            [struct.unpack_from(form, ext, position + size * index) for index in range(count)],
+        )
+        position += size * count

@@ -126,7 +126,7 @@ def _open() -> Any:
 def _version(c: Any) -> Any:
     try:
         return int(c.libbpf_major_version()), int(c.libbpf_minor_version())
-    except AttributeError:  # the functions came with 0.6
+    except (AttributeError, ffi.error):  # the functions came with 0.6
         return 0, 5
 
 

@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 import zlib
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ntools.errors import AttachFailed, EnvironmentProblem, LoadFailed, UsageProblem
 
@@ -115,7 +115,6 @@ class BpfObject:
         self._perf = False
         first = self._open()
         self._layers.append(first)
-        self._program_sections: Dict[str, str] = {}
         self.points = self._read_points(first)
 
     def __enter__(self) -> "BpfObject":
@@ -197,19 +196,7 @@ class BpfObject:
     def map(self, name: str) -> MapView:
         """A loaded map."""
         if name not in self._views:
-            handle = self._maps[name]
-            c = self._library.c
-            key, value = self.types.map_types(name)
-            assert key is not None and value is not None, name
-            self._views[name] = MapView(
-                name,
-                c.bpf_map__fd(handle),
-                c.bpf_map__type(handle),
-                c.bpf_map__max_entries(handle),
-                key,
-                value,
-                "batch" not in self._refuse,
-            )
+            self._views[name] = self._view(name, self._maps[name])
         return self._views[name]
 
     def channel(self, name: str = "events") -> Any:
@@ -229,14 +216,19 @@ class BpfObject:
         return self._channels[name]
 
     def map_bytes(self) -> List[Tuple[str, int, int]]:
-        """(name, entries, bytes) of every map, for the header record."""
+        """(name, entries, bytes) of every map; before :meth:`start`, of those it would make."""
+        handles = self._maps
+        if not handles:
+            self._perf = not self.kernel.has_ringbuf
+            self._prepare_maps(self._layers[-1])
+            handles = dict(self._map_handles(self._layers[-1]))
         rows = []
-        for name, handle in self._maps.items():
+        for name, handle in handles.items():
             entries = int(self._library.c.bpf_map__max_entries(handle))
             if name in self.manifest:  # a channel: its entries are bytes, or CPUs with perf pages
                 rows.append((name, entries, 0 if self._perf else entries))
             else:
-                rows.append((name, entries, self.map(name).memory_bytes))
+                rows.append((name, entries, self._view(name, handle).memory_bytes))
         return rows
 
     def programs(self) -> List[Tuple[str, int, int, int]]:
@@ -307,11 +299,15 @@ class BpfObject:
         for name, program in self._programs(layer).items():
             section = ffi.string(self._library.c.bpf_program__section_name(program)).decode()
             mechanism, _, target = section.lstrip("?").partition("/")
-            self._program_sections[name] = "?" + section.lstrip("?")
             points.setdefault(name.split("__")[0], []).append(Candidate(name, mechanism, target))
+        # libbpf lists programs by section; among equal mechanisms the order of the source decides.
+        source = {name: index for index, name in enumerate(self.types.functions())}
         order = {mechanism: index for index, mechanism in enumerate(MECHANISMS)}
         return {
-            name: Point(name, sorted(found, key=lambda c: order.get(c.mechanism, 99)))
+            name: Point(
+                name,
+                sorted(found, key=lambda c: (order.get(c.mechanism, 99), source[c.program])),
+            )
             for name, found in points.items()
         }
 
@@ -348,7 +344,7 @@ class BpfObject:
                 else:
                     missing = [
                         root
-                        for root in self._roots.get(self._program_sections[candidate.program], ())
+                        for root in sorted(self._roots.get(candidate.program, ()))
                         if not kernel.has_name(root)
                     ]
                     if missing:
@@ -458,11 +454,30 @@ class BpfObject:
             log=log,
         )
 
-    def _prepare_maps(self, layer: Any) -> None:
+    def _view(self, name: str, handle: Any) -> MapView:
+        c = self._library.c
+        key, value = self.types.map_types(name)
+        assert key is not None and value is not None, name
+        return MapView(
+            name,
+            c.bpf_map__fd(handle),
+            c.bpf_map__type(handle),
+            c.bpf_map__max_entries(handle),
+            key,
+            value,
+            "batch" not in self._refuse,
+        )
+
+    def _map_handles(self, layer: Any) -> Iterator[Tuple[str, Any]]:
         c = self._library.c
         handle = c.bpf_object__next_map(layer, ffi.NULL)
         while handle != ffi.NULL:
-            name = ffi.string(c.bpf_map__name(handle)).decode()
+            yield ffi.string(c.bpf_map__name(handle)).decode(), handle
+            handle = c.bpf_object__next_map(layer, handle)
+
+    def _prepare_maps(self, layer: Any) -> None:
+        c = self._library.c
+        for name, handle in self._map_handles(layer):
             size = self._sizes.get(name)
             if name in self._maps:
                 c.bpf_map__reuse_fd(handle, c.bpf_map__fd(self._maps[name]))
@@ -478,19 +493,14 @@ class BpfObject:
                     c.bpf_map__set_max_entries(handle, size)
             elif size:
                 c.bpf_map__set_max_entries(handle, size)
-            handle = c.bpf_object__next_map(layer, handle)
 
     def _adopt(self, layer: Any) -> None:
         """Take the maps of the first loaded layer; write the configuration before any attach."""
         if self._maps:
             return
-        c = self._library.c
-        handle = c.bpf_object__next_map(layer, ffi.NULL)
-        while handle != ffi.NULL:
-            name = ffi.string(c.bpf_map__name(handle)).decode()
-            if c.bpf_map__fd(handle) >= 0:
+        for name, handle in self._map_handles(layer):
+            if self._library.c.bpf_map__fd(handle) >= 0:
                 self._maps[name] = handle
-            handle = c.bpf_object__next_map(layer, handle)
         self._write_config()
 
     def _write_config(self) -> None:
@@ -562,7 +572,7 @@ def _fingerprint(data: bytes) -> str:
 
 
 def _load_text(number: int, log: str) -> str:
-    """Why a program was refused at load, from the log of the verifier (or of libbpf in its place)."""
+    """Why a program was refused at load, from the verifier's log or what libbpf put there."""
     lines = [line for line in log.splitlines() if line.strip()]
     relocation = [line for line in lines if "failed to resolve CO-RE relocation" in line]
     if relocation:

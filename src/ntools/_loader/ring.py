@@ -105,7 +105,10 @@ class RingChannel:
             view.release()
         for pages in (self._consumer, self._producer):
             if isinstance(pages, mmap.mmap):
-                pages.close()
+                try:
+                    pages.close()
+                except BufferError:  # an unfinished read() has a view; the pages go with it
+                    continue
 
     def _barrier(self) -> None:
         # Nothing in the interpreter orders the loads of header, payload and position on arm64;

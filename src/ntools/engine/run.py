@@ -97,8 +97,9 @@ class Engine:
             if count
         }
         channel = self.channel()
-        if channel is not None and channel.lost:
-            found["perf_lost"] = channel.lost
+        if channel is not None and channel.lost > found.get("ring_full", 0):
+            # Since v5.2 the helper reports what the kernel counts, and the program counts it too.
+            found["perf_lost"] = channel.lost - found.get("ring_full", 0)
         missed = sum(row[3] for row in self.obj.programs())
         if missed:
             found["prog_missed"] = missed

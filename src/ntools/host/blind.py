@@ -76,13 +76,13 @@ def _virtual_functions(device: Device, sys_root: Path) -> List[str]:
     found = []
     if functions:
         found.append(
-            f"{device.name} has {len(functions)} SR-IOV virtual functions: traffic of guests that "
+            f"{device.name} has {len(functions)} SR-IOV virtual function(s): traffic of guests that "
             "own one is not seen"
         )
     behind = [path for path in vdpa if path.startswith(tuple(f"{p}/" for p in [here, *functions]))]
     if behind:
         found.append(
-            f"{device.name} has {len(behind)} vDPA devices: traffic of guests that use one is "
+            f"{device.name} has {len(behind)} vDPA device(s): traffic of guests that use one is "
             "not seen"
         )
     return found

@@ -93,7 +93,7 @@ def list_netns() -> List[Netns]:
 
 
 def netns_path(which: Union[str, int]) -> str:
-    """File of the namespace a user means by a name, a path or a process id, in this order.
+    """File of the namespace a user means by a path, a name, a process id or an inode number.
 
     :raises UsageProblem: there is no such namespace.
     """
@@ -106,6 +106,10 @@ def netns_path(which: Union[str, int]) -> str:
         return str(_NAMED / text)
     if text.isdigit() and os.path.exists(f"/proc/{text}/ns/net"):
         return f"/proc/{text}/ns/net"
+    if text.isdigit():
+        for space in list_netns():
+            if space.inum == int(text):
+                return space.path
     raise UsageProblem(_not_found(text))
 
 
@@ -123,7 +127,7 @@ def open_netns(which: Union[str, int, None]) -> Iterator[int]:
 
     Only the calling thread moves. Sockets opened inside stay there; /sys does not follow.
 
-    :param which: name, path or process id; None stays where it is.
+    :param which: as in :func:`netns_path`; None stays where it is.
     :raises UsageProblem: there is no such namespace, or the file is none.
     :raises EnvironmentProblem: not allowed to enter it.
     """

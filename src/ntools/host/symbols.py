@@ -74,6 +74,14 @@ class Symbols:
                 return found
         return None
 
+    def matching(self, pattern: str) -> List[Tuple[str, int, int]]:
+        """(name, first address, first one behind) of every function that fits a pattern.
+
+        ``*`` and ``?`` are wild. What compilers append to a name (``.isra.0``, ``.cold``) is no
+        part of it: each such symbol is listed, under the bare name.
+        """
+        return [found for table in self._loaded() for found in table.matching(pattern)]
+
     def refresh(self) -> None:
         """Forget everything: the next use sees modules and trampolines that came meanwhile."""
         self._tables = None
@@ -155,10 +163,23 @@ class _Table:
                 at = found
         if at < 0:
             return None
+        return self._span(at + 1)
+
+    def matching(self, pattern: str) -> "List[Tuple[str, int, int]]":
+        wild = {"*": r"[^.\n\t]*", "?": r"[^.\n\t]"}
+        shape = "".join([wild.get(char) or re.escape(char) for char in pattern])
+        search = re.compile(r"\n(?=({})(?:\.[^\n\t]*)?[\n\t])".format(shape).encode())
+        return [
+            (hit.group(1).decode(), *self._span(hit.start() + 1))
+            for hit in search.finditer(self._names)
+        ]
+
+    def _span(self, start: int) -> Tuple[int, int]:
+        """First address of the symbol whose name begins at ``start``, and the first behind it."""
         # Starts are ascending unless sort() had work to do; then only a search finds it.
-        index = bisect_left(self._starts, at + 1)
-        if index >= len(self._starts) or self._starts[index] != at + 1:
-            index = self._starts.index(at + 1)
+        index = bisect_left(self._starts, start)
+        if index >= len(self._starts) or self._starts[index] != start:
+            index = self._starts.index(start)
         last = bisect_right(self._addresses, self._addresses[index]) - 1
         return self._addresses[index], self._end(last)
 

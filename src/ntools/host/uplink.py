@@ -40,6 +40,7 @@ class Topology:
     :ivar others: further ports: neighbour VMs, tunnels, containers.
     :ivar vlan_ids: (ifindex, VLAN id) where a VLAN device narrows an entry port or uplink.
     :ivar bridge_kind: ``bridge``, ``openvswitch`` or None without a switch.
+    :ivar ovs: what the OVS database said, None when it was not asked or did not answer.
     :ivar description: lines for people.
     """
 
@@ -51,6 +52,7 @@ class Topology:
     others: Tuple[Device, ...]
     vlan_ids: Tuple[Tuple[int, int], ...]
     bridge_kind: Optional[str]
+    ovs: Optional[_ovs.OvsLayout]
     description: Tuple[str, ...]
     warnings: Tuple[str, ...]
 
@@ -202,6 +204,7 @@ class _Walk:
             others=tuple(others),
             vlan_ids=vlans,
             bridge_kind=kind,
+            ovs=self._layout,
             description=tuple(self._describe(vm, uplinks, others)),
             warnings=tuple(self.warnings),
         )
@@ -255,8 +258,8 @@ class _Walk:
         if layout is None or bridge is None:
             self._note_switch(master.name, "openvswitch")
             self._warn(
-                "the OVS database does not answer for "
-                f"{member.name}: all ports of the datapath are taken"
+                f"no answer from the OVS database about {member.name}: "
+                "all ports of the datapath are taken"
             )
             internal = [d for d in self.devices if d.kind == "ovs-internal"]
             return self._ports(master) + internal

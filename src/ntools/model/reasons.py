@@ -33,6 +33,7 @@ __all__ = [
     "classify",
     "derive",
     "explain",
+    "free_functions",
     "place",
 ]
 
@@ -121,6 +122,10 @@ class ReasonNames:
         """Name of a reason's code, ``unknown(87)`` if it has none."""
         return self._names.get(code) or f"unknown({code})"
 
+    def all(self) -> List[str]:
+        """All names, sorted."""
+        return sorted(self._names.values())
+
     def codes(self, pattern: str) -> FrozenSet[int]:
         """Codes of a reason or of a pattern such as ``openvswitch:*``.
 
@@ -141,13 +146,18 @@ def explain(reason: str) -> Optional[Explanation]:
     return rows.get(name) or rows.get(subsystem)
 
 
+def free_functions() -> Tuple[str, ...]:
+    """Names, or patterns that end in ``*``, of functions that free packets for somebody else."""
+    return tuple(_table("places")["free"])
+
+
 def place(functions: Sequence[str]) -> int:
     """Index of the frame that dropped the packet: the first that is neither tracer nor free.
 
     :param functions: names from the innermost frame outwards.
     :return: ``len(functions)`` if all are.
     """
-    passed_over = _table("places")["free"]
+    passed_over = _table("places")["free"] + _table("places")["tracer"]
     for index, function in enumerate(functions):
         if not _any_match(_bare(function), passed_over):
             return index

@@ -182,5 +182,3 @@ def _evidence_text(evidence: Mapping[str, Any]) -> str:
     if evidence.get("caller"):
         parts.append("in " + evidence["caller"])
     return " ".join(parts)
-
-

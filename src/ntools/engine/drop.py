@@ -1,0 +1,555 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs of the drop engine: packets the kernel freed as dropped, as events or as a table.
+
+The kernel filters, finds the place and counts; names, derived reasons and classes are made here.
+Whatever happens to single events, ``matched`` of the summary is the sum of what was shown, hidden
+on request and lost by cause.
+"""
+
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from ntools._loader import BpfObject
+from ntools.engine.places import Places
+from ntools.engine.run import Engine, filter_config
+from ntools.errors import EnvironmentProblem, UsageProblem
+from ntools.host.devices import Device, DeviceNames
+from ntools.model import flow, reasons
+from ntools.model.packet import PacketDecoder
+from ntools.output.jsonl import Writer
+
+__all__ = ["DIMENSIONS", "DropEngine", "DropOptions"]
+
+#: What rows of the summary can be grouped by, and the enumerator of ``enum nt_drop_by``.
+DIMENSIONS: Dict[str, Optional[str]] = {
+    "reason": "NT_BY_REASON",
+    "location": "NT_BY_LOCATION",
+    "device": "NT_BY_DEVICE",
+    "class": None,
+    "netns": "NT_BY_NETNS",
+    "port": "NT_BY_PORT",
+    "fivetuple": "NT_BY_FIVETUPLE",
+    "stack": "NT_BY_STACK",
+}
+
+#: The class of a row follows from these; the kernel always tells them apart.
+_FOR_CLASS = ("NT_BY_REASON", "NT_BY_LOCATION")
+_KEEP_STACKS = 4096
+_SETTLE_S = 0.5
+_LOST_EVENTS = ("ring_full", "perf_lost", "rate_limited", "group_full")
+
+
+@dataclass(frozen=True)
+class DropOptions:
+    """What to look for, and how to show it.
+
+    :ivar group_by: names of :data:`DIMENSIONS`: a summary of rows; empty: events.
+    :ivar criteria: packet filter, see :func:`ntools.engine.run.filter_config`.
+    :ivar only, without: drop reasons by name or pattern.
+    :ivar locations: functions by name or pattern; packets dropped elsewhere are not wanted.
+    :ivar netns: inode number of the namespace, 0: all.
+    :ivar devices: empty: all.
+    :ivar normal: what to do with normal frees: hide, mark, only or show.
+    :ivar stacks: events carry the stack.
+    :ivar max_events: per second, 0: no limit.
+    :ivar count: events to show, 0: no limit.
+    :ivar top: rows to show per report.
+    :ivar max_entries: rows the kernel can keep.
+    """
+
+    group_by: Tuple[str, ...] = ()
+    criteria: Mapping[str, Any] = None  # type: ignore[assignment]
+    only: Tuple[str, ...] = ()
+    without: Tuple[str, ...] = ()
+    locations: Tuple[str, ...] = ()
+    netns: int = 0
+    devices: Tuple[Device, ...] = ()
+    normal: str = "mark"
+    stacks: bool = True
+    max_events: int = 0
+    count: int = 0
+    top: int = 5
+    max_entries: int = 10240
+    explain: bool = False
+
+
+class DropEngine(Engine):
+    """One run: ``drop`` records, or ``drop_group`` records per interval and for the whole run.
+
+    :ivar warnings: what the user should know before the first record.
+    :raises UsageProblem: a reason or function this kernel does not have.
+    :raises EnvironmentProblem: the kernel gives no reasons, or hides its symbols.
+    """
+
+    def __init__(self, obj: BpfObject, options: DropOptions) -> None:
+        super().__init__(obj)
+        self.counts_events = not options.group_by
+        self.warnings: List[str] = []
+        self._options = options
+        self._names = reasons.ReasonNames(obj.kernel.enum_names)
+        self._places = Places()
+        self._facts = {
+            value: name[len("NT_FACT_") :].lower()
+            for name, value in obj.types.enum("nt_drop_fact").items()
+        }
+        self._known_facts: Dict[int, FrozenSet[str]] = {}
+        self._judged: Dict[Tuple[int, int, int], Dict[str, Any]] = {}
+        self._hidden_class: Dict[str, bool] = {}
+        self._devices = DeviceNames()
+        self._stacks: Dict[bytes, List[Dict[str, Any]]] = {}
+        self._sent_stacks: Dict[int, str] = {}
+        self._before: Dict[Any, Tuple[int, int]] = {}
+        self.shown = self.hidden = self.after_count = 0
+        self._codes, self._sense = self._wanted_reasons()
+        self._configure()
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        for code in self._codes:
+            self.obj.map("drop_reasons").update(code, 1)
+        for device in self._options.devices:
+            self.obj.map("drop_devices").update((device.netns_inum, device.ifindex), 1)
+        if self.counts_events:
+            self._decode = _EventDecoder(self.obj)
+        super().begin()
+
+    def header(self) -> Dict[str, Any]:
+        if self._names:
+            return {}
+        because = "this kernel gives none; what the function tells is marked as derived"
+        return {"degraded": [{"feature": "drop reasons", "because": because}]}
+
+    def channel(self) -> Optional[Any]:
+        return self.obj.channel() if self.counts_events else None
+
+    def take(self, records: Iterable[Any], writer: Writer) -> int:
+        if not self.counts_events:
+            return 0
+        before = self.shown
+        for event in records:
+            self._event(event, writer)
+        return self.shown - before
+
+    def report(self, writer: Writer, last: bool) -> None:
+        if not self.counts_events:
+            self._rows(writer, last)
+
+    def finish(self, writer: Writer) -> None:
+        super().finish(writer)
+        # A program that was past the switch is not waited for by it: its event may still come.
+        deadline = time.monotonic() + _SETTLE_S
+        channel = self.obj.channel()
+        while time.monotonic() < deadline:
+            self.take(channel.read(), writer)
+            if self._missing() == 0:
+                return
+            channel.wait(0.005)
+
+    def totals(self) -> Dict[str, Any]:
+        steps = self._steps()
+        fields: Dict[str, Any] = {
+            "counts": {
+                "matched": steps["matched"],
+                "shown": self.shown,
+                "hidden": self.hidden,
+                "after_count": self.after_count,
+            },
+            "reasons": self._totals_by_reason(),
+        }
+        if self._options.explain:
+            fields["explain"] = {name: n for name, n in steps.items() if name != "matched"}
+        return fields
+
+    # -- configuration -------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        options, obj = self._options, self.obj
+        sizes = obj.types.enum("nt_drop_size")
+        by = obj.types.enum("nt_drop_by")
+        modes = obj.types.enum("nt_drop_mode")
+        if options.group_by:
+            obj.resize("drop_groups", options.max_entries)
+            obj.resize("events", 1)
+        else:
+            obj.resize("drop_groups", 1)
+        if "stack" not in options.group_by:
+            obj.resize("drop_stacks", 1)
+        group_by = {DIMENSIONS[name] for name in options.group_by} | set(_FOR_CLASS)
+        locations = self._ranges(options.locations, sizes["NT_DROP_LOCATIONS"], "--location")
+        window_s = (1 << sizes["NT_DROP_WINDOW"]) / 1e9
+        obj.configure(
+            mode=modes["NT_DROP_GROUPS" if options.group_by else "NT_DROP_EVENTS"],
+            group_by=sum(by[name] for name in group_by if name),
+            reasons=obj.types.enum("nt_drop_reasons")[self._sense],
+            helpers=self._ranges(reasons.free_functions(), sizes["NT_DROP_HELPERS"], ""),
+            locations=locations,
+            by_location=int(bool(options.locations)),
+            by_device=int(bool(options.devices)),
+            netns=options.netns,
+            stacks=int(options.stacks),
+            max_events=max(1, round(options.max_events * window_s)) if options.max_events else 0,
+            **filter_config(options.criteria, obj.types.enum("nt_filter_use")),
+        )
+
+    def _wanted_reasons(self) -> Tuple[FrozenSet[int], str]:
+        options = self._options
+        if not options.only and not options.without:
+            return frozenset(), "NT_REASONS_ANY"
+        if not self._names:
+            raise EnvironmentProblem(
+                "kernel {} gives no drop reasons. Use --location.".format(self.obj.kernel.release)
+            )
+        without = self._reason_codes(options.without)
+        if not options.only:
+            return without, "NT_REASONS_NOT"
+        return self._reason_codes(options.only) - without, "NT_REASONS_ONLY"
+
+    def _reason_codes(self, patterns: Sequence[str]) -> FrozenSet[int]:
+        found: FrozenSet[int] = frozenset()
+        unknown = []
+        for pattern in patterns:
+            try:
+                found |= self._names.codes(pattern)
+            except ValueError as problem:
+                unknown.append(str(problem))
+        if patterns and not found:
+            raise UsageProblem(unknown[0] + self._similar(patterns[0]))
+        self.warnings += unknown
+        return found
+
+    def _similar(self, name: str) -> str:
+        import difflib
+
+        near = difflib.get_close_matches(name.lower(), self._names.all(), 1)
+        return ". Did you mean '{}'?".format(near[0]) if near else "."
+
+    def _ranges(self, patterns: Sequence[str], room: int, option: str) -> bytes:
+        """Address ranges of functions as the array of ``struct nt_range`` in the configuration."""
+        found: List[Tuple[int, int]] = []
+        for pattern in patterns:
+            matches = self._places.symbols.matching(pattern)
+            if not matches and option:
+                if self._places.symbols.note:
+                    raise EnvironmentProblem(
+                        "{} needs symbols: {}.".format(option, self._places.symbols.note)
+                    )
+                raise UsageProblem(
+                    "function '{}' is not in this kernel or its modules. See "
+                    "/proc/kallsyms.".format(pattern)
+                )
+            found += [(first, end) for _, first, end in matches]
+        merged: List[List[int]] = []
+        for first, end in sorted(set(found)):
+            if merged and first <= merged[-1][1]:
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([first, end])
+        if len(merged) > room and option:
+            raise UsageProblem(
+                "{} names {} functions, at most {} are possible.".format(option, len(merged), room)
+            )
+        flat = [word for first, end in merged[:room] for word in (first, end - first)]
+        return struct.pack("<{}Q".format(len(flat)), *flat).ljust(16 * room, b"\0")
+
+    # -- what one drop means -------------------------------------------------------------------
+
+    def _facts_of(self, bits: int) -> FrozenSet[str]:
+        known = self._known_facts.get(bits)
+        if known is None:
+            known = frozenset(name for value, name in self._facts.items() if bits & value)
+            self._known_facts[bits] = known
+        return known
+
+    def _judge(self, code: int, location: int, bits: int) -> Dict[str, Any]:
+        """Fields of reason, place and class."""
+        key = (code, location, bits)
+        known = self._judged.get(key)
+        if known is not None:
+            return known
+        facts = self._facts_of(bits)
+        place = self._places.frame(location)
+        function = place["function"]
+        own = self._names.name(code) if self._names else None
+        fields: Dict[str, Any] = {
+            "reason": own,
+            "reason_code": code if self._names else None,
+            "caller": function,
+            "caller_offset": place["offset"],
+            "caller_module": place["module"],
+        }
+        found = reasons.classify(own, function, facts)
+        fields["class"] = found.name
+        self._hidden_class[found.name] = found.hidden
+        if function and own in (None, "not_specified"):
+            derived = reasons.derive(function, facts)
+            if derived:
+                fields["reason"] = derived.reason
+                fields["reason_derived"] = True
+                fields["reason_also"] = list(derived.also) or None
+        if len(self._judged) >= _KEEP_STACKS:
+            self._judged.clear()
+        self._judged[key] = fields
+        return fields
+
+    def _is_wanted(self, name: str) -> bool:
+        """Whether drops of this class are shown."""
+        if self._options.normal == "hide":
+            return not self._hidden_class[name]
+        return self._options.normal != "only" or name != "drop"
+
+    def _device_fields(self, ifindex: int, netns: int, told: str = "") -> Dict[str, Any]:
+        name = told or (self._devices.name(netns, ifindex) if ifindex and netns else None)
+        return {
+            "interface": name or None,
+            "ifindex": ifindex or None,
+            "netns_inum": netns or None,
+        }
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _event(self, event: Tuple[Any, ...], writer: Writer) -> None:
+        if self._options.count and self.shown >= self._options.count:
+            self.after_count += 1
+            return
+        decode = self._decode
+        location = event[decode.location]
+        frames = self._frames(event[decode.stack][: event[decode.stack_bytes]], location)
+        judged = self._judge(event[decode.reason], location, event[decode.facts])
+        if not self._is_wanted(judged["class"]):
+            self.hidden += 1
+            return
+        device = _text(event[decode.device])
+        writer.record(
+            "drop",
+            event[decode.ts_ns],
+            **self._device_fields(event[decode.ifindex], event[decode.netns], device),
+            **judged,
+            **decode.packet.fields(event),
+            len_bytes=event[decode.len_bytes],
+            data_len_bytes=event[decode.data_len_bytes] or None,
+            truesize_bytes=event[decode.truesize_bytes],
+            cpu=event[decode.cpu],
+            pid=event[decode.pid],
+            tgid=event[decode.tgid],
+            comm=event[decode.comm].partition(b"\0")[0],
+            stack=frames or None,
+        )
+        self.shown += 1
+
+    def _frames(self, raw: bytes, location: int) -> List[Dict[str, Any]]:
+        """The frames of a stack from the place of the drop outwards."""
+        known = self._stacks.get(raw)
+        if known is None:
+            known = self._places.stack(raw, location)
+            if len(self._stacks) >= _KEEP_STACKS:
+                self._stacks.clear()
+            self._stacks[raw] = known
+        return known
+
+    # -- summary -------------------------------------------------------------------------------
+
+    def _rows(self, writer: Writer, last: bool) -> None:
+        """One report: the largest rows, then what all others have together."""
+        rows: Dict[Any, _Row] = {}
+        hidden = 0
+        for key, (packets, size, first, latest) in self.obj.map("drop_groups").items():
+            old_packets, old_size = self._before.get(key, (0, 0))
+            self._before[key] = (packets, size)
+            fields, ident = self._row_fields(key)
+            if not self._is_wanted(fields["class"]):
+                hidden += packets
+                continue
+            row = rows.setdefault(ident, _Row(fields))
+            row.add(packets, size, packets - old_packets, size - old_size, first, latest)
+        self.hidden = hidden
+        self.shown = sum(row.total_packets for row in rows.values())
+        ordered = sorted(rows.values(), key=lambda row: row.size(last), reverse=True)
+        live = [row for row in ordered if row.size(last)]
+        for row in live[: self._options.top]:
+            self._emit_row(row, writer, last)
+        rest = _Row({"other": True})
+        for row in ordered:
+            if row not in live[: self._options.top]:
+                rest.join(row)
+        self._emit_row(rest, writer, last)
+
+    def _emit_row(self, row: "_Row", writer: Writer, last: bool) -> None:
+        fields = dict(row.fields)
+        stack = fields.pop("stack", None)
+        if stack:
+            fields["stack_id"] = self._send_stack(stack, fields.pop("stack_location"), writer)
+        writer.record(
+            "drop_group",
+            group_by=list(self._options.group_by),
+            agg="total" if last else "delta",
+            drop_packets=row.total_packets if last else row.packets,
+            drop_bytes=row.total_bytes if last else row.bytes,
+            total_packets=row.total_packets,
+            total_bytes=row.total_bytes,
+            first_ns=row.first_ns,
+            last_ns=row.last_ns,
+            **fields,
+        )
+
+    def _row_fields(self, key: Tuple[Any, ...]) -> Tuple[Dict[str, Any], Any]:
+        """The fields of a row that its grouping shows, and what makes it the same row."""
+        tuple_fields = key[:-6]
+        location, stack, code, ifindex, netns, bits = key[-6:]
+        by = self._options.group_by
+        judged = self._judge(code, location, bits)
+        fields: Dict[str, Any] = {"class": judged["class"]}
+        ident: List[Any] = [judged["class"]]
+        for name, value in judged.items():
+            if name.startswith("reason") and "reason" in by:
+                fields[name] = value
+            if name.startswith("caller") and "location" in by:
+                fields[name] = value
+        if "reason" in by:
+            ident += [judged["reason"], code]
+        if "location" in by:
+            ident.append(location)
+        if "device" in by:
+            fields.update(self._device_fields(ifindex, netns))
+            ident += [ifindex, netns]
+        elif "netns" in by:
+            fields["netns_inum"] = netns or None
+            ident.append(netns)
+        if "fivetuple" in by or "port" in by:
+            fields.update(_flow_fields(tuple_fields, "fivetuple" in by))
+            ident += tuple_fields
+        if "stack" in by:
+            fields.update(stack=stack, stack_location=location)
+            ident.append(stack)
+        return fields, tuple(ident)
+
+    def _send_stack(self, number: int, location: int, writer: Writer) -> Optional[str]:
+        """Id of a stack; its record goes out before the first use."""
+        if number not in self._sent_stacks:
+            raw = self.obj.map("drop_stacks").lookup(number)
+            if raw is None:
+                return None
+            self._sent_stacks[number] = "{:016x}".format(number)
+            frames = self._places.stack(raw, location)
+            writer.record(
+                "stack", id=self._sent_stacks[number], kind="kernel", frames=frames
+            )
+        return self._sent_stacks[number]
+
+    # -- accounting ----------------------------------------------------------------------------
+
+    def _steps(self) -> Dict[str, int]:
+        """How many drops ended at each step of the filter; ``matched`` passed all."""
+        numbers = self.obj.types.enum("nt_drop_step")
+        rejects = self.obj.types.enum("nt_reject")
+        counts = self.obj.map("drop_steps").sums()
+        first = numbers["NT_STEP_FILTER"]
+        found = {
+            name[len("NT_STEP_") :].lower(): counts[number]
+            for name, number in numbers.items()
+            if number < first
+        }
+        for name, number in rejects.items():
+            if 0 < number < rejects["NT_REJECT_MAX"]:
+                found["filter_" + name[len("NT_REJECT_") :].lower()] = counts[first + number]
+        return found
+
+    def _missing(self) -> int:
+        """Matched drops that are neither shown nor counted as lost yet."""
+        lost = self.losses()
+        accounted = sum(lost.get(cause, 0) for cause in _LOST_EVENTS)
+        if self.counts_events:
+            accounted += self.shown + self.hidden + self.after_count
+        else:
+            accounted += sum(value[0] for _, value in self.obj.map("drop_groups").items())
+        return self._steps()["matched"] - accounted
+
+    def _totals_by_reason(self) -> Dict[str, int]:
+        """Drops by the kernel's own reason, exact whatever became of the events."""
+        sizes = self.obj.types.enum("nt_drop_size")
+        core, each, rest = (
+            sizes["NT_DROP_CORE"], sizes["NT_DROP_SUBSYS"], sizes["NT_DROP_REASONS"] - 1
+        )  # fmt: skip
+        totals: Dict[str, int] = {}
+        for slot, values in self.obj.map("drop_totals").items():
+            packets = sum(value[0] for value in values)
+            if not packets:
+                continue
+            if slot < core:
+                code = slot
+            else:
+                subsystem, number = divmod(slot - core, each)
+                code = (subsystem + 1) << 16 | number
+            if not self._names:
+                name = "none"
+            else:
+                name = "other" if slot == rest else self._names.name(code)
+            totals[name] = totals.get(name, 0) + packets
+        return totals
+
+
+class _Row:
+    """One row of a report: sums over the kernel's rows that look the same."""
+
+    def __init__(self, fields: Dict[str, Any]) -> None:
+        self.fields = fields
+        self.packets = self.bytes = self.total_packets = self.total_bytes = 0
+        self.first_ns: Optional[int] = None
+        self.last_ns: Optional[int] = None
+
+    def add(
+        self, total: int, total_bytes: int, packets: int, size: int,
+        first_ns: Optional[int], last_ns: Optional[int],
+    ) -> None:  # fmt: skip
+        """Add numbers of another row."""
+        self.total_packets += total
+        self.total_bytes += total_bytes
+        self.packets += packets
+        self.bytes += size
+        if first_ns and (not self.first_ns or first_ns < self.first_ns):
+            self.first_ns = first_ns
+        if last_ns and (not self.last_ns or last_ns > self.last_ns):
+            self.last_ns = last_ns
+
+    def join(self, row: "_Row") -> None:
+        """Add another row."""
+        self.add(
+            row.total_packets, row.total_bytes, row.packets, row.bytes, row.first_ns, row.last_ns
+        )
+
+    def size(self, last: bool) -> int:
+        """Packets that decide the order."""
+        return self.total_packets if last else self.packets
+
+
+class _EventDecoder:
+    """Places of the fields in the tuples of the channel."""
+
+    def __init__(self, obj: BpfObject) -> None:
+        record = obj.types.struct("nt_drop_event")
+        self.packet = PacketDecoder(record.names, obj.types.enum("nt_pkt_flag"))
+        at = {name: place for place, name in enumerate(record.names)}
+        self.ts_ns, self.location, self.reason = at["ts_ns"], at["location"], at["reason"]
+        self.ifindex, self.netns, self.device = at["ifindex"], at["netns"], at["device"]
+        self.len_bytes, self.data_len_bytes = at["len_bytes"], at["data_len_bytes"]
+        self.truesize_bytes, self.facts = at["truesize_bytes"], at["facts"]
+        self.cpu, self.pid, self.tgid, self.comm = at["cpu"], at["pid"], at["tgid"], at["comm"]
+        self.stack, self.stack_bytes = at["stack"], at["stack_bytes"]
+
+
+def _text(raw: bytes) -> str:
+    """A device name, "" if these bytes cannot be one."""
+    name = raw.partition(b"\0")[0].decode("utf-8", "replace")
+    return name if name.isprintable() and not set(name) & set("/: ") else ""
+
+
+def _flow_fields(values: Tuple[Any, ...], whole: bool) -> Dict[str, Any]:
+    packet = flow.Flow.from_kernel(values)
+    fields = packet.fields()
+    if whole:
+        return fields
+    kept = ("protocol", "dst_port") if packet.family else ("eth_type",)
+    found = {name: fields[name] for name in kept if name in fields}
+    return found
