@@ -189,26 +189,25 @@ static __always_inline void nt_pkt_init(struct nt_pkt *p)
 	p->inner_vlan_id = NT_VLAN_NONE;
 }
 
-/* Reads a whole header at s->off if it lies in the linear part. False: a flag says why. */
-static __always_inline bool nt_header(const struct nt_span *s, void *hdr, const __u32 size,
-				      struct nt_pkt *p)
+/*
+ * The steps below return 0 to go on, or why not: flags of enum nt_pkt_flag for the packet, and
+ * NT_STOP where nothing is wrong.
+ */
+#define NT_STOP (1 << 16)
+
+/* Reads a whole header at s->off if it lies in the linear part. */
+static __always_inline __u64 nt_header(const struct nt_span *s, void *hdr, const __u32 size)
 {
-	if (s->off + size > s->linear) {
-		p->flags |= NT_PKT_TRUNCATED;
-		return false;
-	}
-	if (bpf_probe_read_kernel(hdr, size, s->head + s->off)) {
-		p->flags |= NT_PKT_FAULT;
-		return false;
-	}
-	return true;
+	if (s->off + size > s->linear)
+		return NT_PKT_TRUNCATED;
+	return bpf_probe_read_kernel(hdr, size, s->head + s->off) ? NT_PKT_FAULT : 0;
 }
 
 /*
  * The first 8 bytes of the rest, or all there are if it is shorter; none if they are not linear.
  * The read has constant size and ends with the wanted bytes; those before them are shifted out.
  */
-static __always_inline void nt_payload(const struct nt_span *s, struct nt_pkt *p)
+static __always_inline __u64 nt_payload(const struct nt_span *s, struct nt_pkt *p)
 {
 	__u64 want = s->end - s->off, word;
 
@@ -217,13 +216,11 @@ static __always_inline void nt_payload(const struct nt_span *s, struct nt_pkt *p
 	if (want > sizeof(word))
 		want = sizeof(word);
 	if (!want || s->off + want > s->linear)
-		return;
-	if (bpf_probe_read_kernel(&word, sizeof(word), s->head + s->off + want - sizeof(word))) {
-		p->flags |= NT_PKT_FAULT;
-		return;
-	}
+		return NT_STOP;
+	if (bpf_probe_read_kernel(&word, sizeof(word), s->head + s->off + want - sizeof(word)))
+		return NT_PKT_FAULT;
 	p->payload = word >> (64 - 8 * want);
-	p->flags |= NT_PKT_PAYLOAD;
+	return NT_PKT_PAYLOAD;
 }
 
 static __always_inline bool nt_is_vlan(__u64 proto)
@@ -244,41 +241,42 @@ static __always_inline void nt_set_vlan(struct nt_pkt *p, __u64 proto, __u64 tci
 }
 
 /* Up to two tags in the data. */
-static __always_inline bool nt_vlans(struct nt_span *s, __u64 *proto, struct nt_pkt *p)
+static __always_inline __u64 nt_vlans(struct nt_span *s, __u64 *proto, struct nt_pkt *p)
 {
 	struct nt_vlanhdr tag;
+	__u64 why;
 	int i;
 
 #pragma unroll
 	for (i = 0; i < 2; i++) {
 		if (!nt_is_vlan(*proto))
-			return true;
-		if (!nt_header(s, &tag, sizeof(tag), p))
-			return false;
+			break;
+		why = nt_header(s, &tag, sizeof(tag));
+		if (why)
+			return why;
 		nt_set_vlan(p, *proto, bpf_ntohs(tag.tci));
 		*proto = bpf_ntohs(tag.proto);
 		s->off += sizeof(tag);
 	}
-	return true;
+	return 0;
 }
 
-static __always_inline void nt_arp(const struct nt_span *s, struct nt_pkt *p)
+static __always_inline __u64 nt_arp(const struct nt_span *s, struct nt_pkt *p)
 {
 	struct nt_arphdr arp;
+	__u64 why = nt_header(s, &arp, sizeof(arp));
 
-	if (!nt_header(s, &arp, sizeof(arp), p))
-		return;
+	if (why)
+		return why;
 	p->arp_op = bpf_ntohs(arp.op);
 	p->total_len = sizeof(arp);
-	if (arp.types != bpf_htonl(NT_ARP_TYPES) || arp.lengths != bpf_htons(NT_ARP_LENGTHS)) {
-		p->flags |= NT_PKT_BAD;
-		return;
-	}
+	if (arp.types != bpf_htonl(NT_ARP_TYPES) || arp.lengths != bpf_htons(NT_ARP_LENGTHS))
+		return NT_PKT_BAD;
 	__builtin_memcpy(p->arp_sha, arp.sha, sizeof(arp.sha));
 	__builtin_memcpy(p->arp_tha, arp.tha, sizeof(arp.tha));
 	__builtin_memcpy(p->tuple.src, arp.spa, sizeof(arp.spa));
 	__builtin_memcpy(p->tuple.dst, arp.tpa, sizeof(arp.tpa));
-	p->flags |= NT_PKT_L3;
+	return NT_PKT_L3;
 }
 
 /*
@@ -300,18 +298,16 @@ static __always_inline void nt_ip_length(struct nt_span *s, __u64 told, const in
 		s->linear = s->end;
 }
 
-static __always_inline bool nt_ipv4(struct nt_span *s, const int where, struct nt_pkt *p)
+static __always_inline __u64 nt_ipv4(struct nt_span *s, const int where, struct nt_pkt *p)
 {
 	struct nt_iphdr ip;
-	__u64 hdr_len, frag;
+	__u64 hdr_len, frag, why = nt_header(s, &ip, sizeof(ip));
 
-	if (!nt_header(s, &ip, sizeof(ip), p))
-		return false;
+	if (why)
+		return why;
 	hdr_len = (ip.version_ihl & 0xf) * 4;
-	if (ip.version_ihl >> 4 != 4 || hdr_len < sizeof(ip)) {
-		p->flags |= NT_PKT_BAD;
-		return false;
-	}
+	if (ip.version_ihl >> 4 != 4 || hdr_len < sizeof(ip))
+		return NT_PKT_BAD;
 	p->tuple.family = 4;
 	p->tuple.protocol = ip.protocol;
 	__builtin_memcpy(p->tuple.src, &ip.src, sizeof(ip.src));
@@ -328,7 +324,7 @@ static __always_inline bool nt_ipv4(struct nt_span *s, const int where, struct n
 		p->flags |= NT_PKT_MF;
 	nt_ip_length(s, bpf_ntohs(ip.total_len), where, p);
 	s->off += hdr_len;
-	return true;
+	return 0;
 }
 
 static __always_inline bool nt_is_ext(__u64 next)
@@ -337,63 +333,62 @@ static __always_inline bool nt_is_ext(__u64 next)
 }
 
 /*
- * Skips the extension headers. False: what follows cannot be read. Behind the header of a later
- * fragment is data; *next is kept, out of the range of header numbers, until the end.
+ * Skips the extension headers. Behind the header of a later fragment is data: *next then gets out
+ * of the range of header numbers until it is stored.
  */
-static __always_inline bool nt_ipv6_exts(struct nt_span *s, __u64 *next, struct nt_pkt *p)
+static __always_inline __u64 nt_ipv6_exts(struct nt_span *s, __u64 *next, struct nt_pkt *p)
 {
-	struct nt_ipv6ext ext, frag = {};
-	__u64 this, len;
+	struct nt_ipv6ext ext;
+	struct nt_span frag = { .head = s->head, .linear = s->linear };
+	__u64 this, len, why;
 	int i;
 
 #pragma unroll
 	for (i = 0; i < NT_EXT_MAX; i++) {
 		if (!nt_is_ext(*next))
 			break;
-		if (!nt_header(s, &ext, sizeof(ext), p))
-			return false;
+		why = nt_header(s, &ext, sizeof(ext));
+		if (why)
+			return why;
 		this = *next;
 		*next = ext.next;
-		len = (ext.len + 1) * 8;
-		if (this == NT_NEXT_AUTH)
-			len = (ext.len + 2) * 4;
+		len = ext.len * 4;
+		if (this != NT_NEXT_AUTH)
+			len = ext.len * 8;
 		if (this == NT_NEXT_FRAGMENT) {
-			frag = ext;
-			frag.len = 1;
-			len = sizeof(ext);
+			frag.off = s->off;
+			len = 0;
 			if (ext.frag_off & bpf_htons(0xfff8))
 				*next |= NT_NEXT_DATA;
 		}
-		s->off += len;
+		s->off += sizeof(ext) + len;
 	}
-	if (nt_is_ext(*next)) {
-		p->flags |= NT_PKT_DEEP;
-		return false;
-	}
-	if (frag.len) {
-		p->ip_id = bpf_ntohl(frag.frag_id);
-		p->frag_off = bpf_ntohs(frag.frag_off) & 0xfff8;
-		p->flags |= NT_PKT_FRAG;
-		if (frag.frag_off & bpf_htons(1))
-			p->flags |= NT_PKT_MF;
-	}
-	return true;
+	if (nt_is_ext(*next))
+		return NT_PKT_DEEP;
+	if (!frag.off)
+		return 0;
+	why = nt_header(&frag, &ext, sizeof(ext));
+	if (why)
+		return why;
+	p->ip_id = bpf_ntohl(ext.frag_id);
+	p->frag_off = bpf_ntohs(ext.frag_off) & 0xfff8;
+	p->flags |= NT_PKT_FRAG;
+	if (ext.frag_off & bpf_htons(1))
+		p->flags |= NT_PKT_MF;
+	return 0;
 }
 
-static __always_inline bool nt_ipv6(struct nt_span *s, const int where, struct nt_pkt *p)
+static __always_inline __u64 nt_ipv6(struct nt_span *s, const int where, struct nt_pkt *p)
 {
 	struct nt_ipv6hdr ip;
-	__u64 next, told;
+	__u64 next, told, why = nt_header(s, &ip, sizeof(ip));
 	__u32 first;
-	bool more;
 
-	if (!nt_header(s, &ip, sizeof(ip), p))
-		return false;
+	if (why)
+		return why;
 	first = bpf_ntohl(ip.version_class_flow);
-	if (first >> 28 != 6) {
-		p->flags |= NT_PKT_BAD;
-		return false;
-	}
+	if (first >> 28 != 6)
+		return NT_PKT_BAD;
 	p->tuple.family = 6;
 	__builtin_memcpy(p->tuple.src, ip.src, sizeof(ip.src));
 	__builtin_memcpy(p->tuple.dst, ip.dst, sizeof(ip.dst));
@@ -406,20 +401,19 @@ static __always_inline bool nt_ipv6(struct nt_span *s, const int where, struct n
 	nt_ip_length(s, told, where, p);
 	s->off += sizeof(ip);
 	next = ip.next;
-	more = nt_ipv6_exts(s, &next, p);
+	why = nt_ipv6_exts(s, &next, p);
 	p->tuple.protocol = next;
-	return more;
+	return why;
 }
 
-static __always_inline void nt_tcp(struct nt_span *s, struct nt_pkt *p)
+static __always_inline __u64 nt_tcp(struct nt_span *s, struct nt_pkt *p)
 {
 	struct nt_tcphdr tcp;
-	__u64 hdr_len;
+	__u64 hdr_len, why = nt_header(s, &tcp, sizeof(tcp));
 
-	if (!nt_header(s, &tcp, sizeof(tcp), p))
-		return;
+	if (why)
+		return why;
 	hdr_len = (tcp.off >> 4) * 4;
-	p->flags |= NT_PKT_L4;
 	p->tuple.src_port = bpf_ntohs(tcp.src_port);
 	p->tuple.dst_port = bpf_ntohs(tcp.dst_port);
 	p->seq = bpf_ntohl(tcp.seq);
@@ -428,28 +422,27 @@ static __always_inline void nt_tcp(struct nt_span *s, struct nt_pkt *p)
 	p->tcp_flags = tcp.flags;
 	p->tcp_hdr_len = hdr_len;
 	s->off += hdr_len;
-	if (hdr_len < sizeof(tcp) || s->off > s->end) {
-		p->flags |= NT_PKT_BAD;
-		return;
-	}
+	if (hdr_len < sizeof(tcp) || s->off > s->end)
+		return NT_PKT_L4 | NT_PKT_BAD;
 	p->payload_off = s->off;
 	p->payload_len = s->end - s->off;
+	return NT_PKT_L4;
 }
 
-/* UDP, ICMP, and what has its ports at the same place. True: the payload is wanted. */
-static __always_inline bool nt_short_l4(struct nt_span *s, bool icmp, struct nt_pkt *p)
+/* UDP, ICMP, and what has its ports at the same place. */
+static __always_inline __u64 nt_short_l4(struct nt_span *s, bool icmp, struct nt_pkt *p)
 {
 	struct nt_l4hdr l4;
-	__u64 type;
+	__u64 type, why = nt_header(s, &l4, sizeof(l4));
 
-	if (!nt_header(s, &l4, sizeof(l4), p))
-		return false;
+	if (why)
+		return why;
 	s->off += sizeof(l4);
 	p->tuple.src_port = bpf_ntohs(l4.src_port);
 	if (!icmp) {
 		p->flags |= NT_PKT_L4;
 		p->tuple.dst_port = bpf_ntohs(l4.dst_port);
-		return true;
+		return 0;
 	}
 	type = l4.type;
 	p->flags |= NT_PKT_ICMP;
@@ -463,68 +456,62 @@ static __always_inline bool nt_short_l4(struct nt_span *s, bool icmp, struct nt_
 		p->icmp_seq = bpf_ntohs(l4.seq);
 		p->tuple.dst_port = p->icmp_id;
 	}
-	return true;
+	return 0;
 }
 
-static __always_inline bool nt_l4(struct nt_span *s, struct nt_pkt *p)
+static __always_inline __u64 nt_l4(struct nt_span *s, struct nt_pkt *p)
 {
 	const __u64 protocol = p->tuple.protocol;
 	bool icmp = protocol == (p->tuple.family == 4 ? NT_IP_ICMP : NT_IP_ICMPV6);
 
 	p->l4_off = s->off;
 	if (p->frag_off)
-		return false;
-	if (s->off > s->end) {
-		p->flags |= NT_PKT_BAD;
-		return false;
-	}
-	if (protocol == NT_IP_TCP) {
-		nt_tcp(s, p);
-		return false;
-	}
+		return NT_STOP;
+	if (s->off > s->end)
+		return NT_PKT_BAD;
+	if (protocol == NT_IP_TCP)
+		return nt_tcp(s, p);
 	if (icmp || protocol == NT_IP_UDP || protocol == NT_IP_UDPLITE ||
 	    protocol == NT_IP_SCTP || protocol == NT_IP_DCCP)
 		return nt_short_l4(s, icmp, p);
-	return false;
+	return NT_STOP;
 }
 
 /* Network header and what follows. */
-static __always_inline void nt_l3(struct nt_span *s, __u64 proto, const int where,
-				  struct nt_pkt *p)
+static __always_inline __u64 nt_l3(struct nt_span *s, __u64 proto, const int where,
+				   struct nt_pkt *p)
 {
-	bool more = true;
+	__u64 why = 0;
 
+	if (s->off > s->end)
+		return NT_PKT_BAD;
 	p->l3_off = s->off;
-	if (proto == NT_ETH_IPV4) {
-		more = nt_ipv4(s, where, p);
-	} else if (proto == NT_ETH_IPV6) {
-		more = nt_ipv6(s, where, p);
-	} else if (proto == NT_ETH_ARP || proto == NT_ETH_RARP) {
-		nt_arp(s, p);
-		more = false;
-	} else {
+	if (proto == NT_ETH_IPV4)
+		why = nt_ipv4(s, where, p);
+	else if (proto == NT_ETH_IPV6)
+		why = nt_ipv6(s, where, p);
+	else if (proto == NT_ETH_ARP || proto == NT_ETH_RARP)
+		why = nt_arp(s, p);
+	else
 		p->total_len = s->end - s->off;
-	}
-	if (p->tuple.family)
-		more = more && nt_l4(s, p);
-	if (more)
-		nt_payload(s, p);
+	if (!why && p->tuple.family)
+		why = nt_l4(s, p);
+	return why ? why : nt_payload(s, p);
 }
 
 /* From the EtherType on; the packet is initialised, outer tag and MAC addresses are in it. */
 static __always_inline void nt_parse_rest(struct nt_span *s, __u64 proto, const int where,
 					  struct nt_pkt *p)
 {
-	bool more = nt_vlans(s, &proto, p);
+	__u64 why = nt_vlans(s, &proto, p);
 
 	p->tuple.eth_proto = proto;
-	if (s->off > s->end)
-		p->flags |= NT_PKT_BAD;
-	else if (more)
-		nt_l3(s, proto, where, p);
+	if (!why)
+		why = nt_l3(s, proto, where, p);
 	/* Nothing behind the linear part: the packet itself is too short. */
-	if ((p->flags & NT_PKT_TRUNCATED) && s->linear >= s->end)
-		p->flags ^= NT_PKT_TRUNCATED | NT_PKT_BAD;
+	if ((why & NT_PKT_TRUNCATED) && s->linear >= s->end)
+		why = NT_PKT_BAD;
+	p->flags |= why;
 }
 
 static __always_inline int nt_parsed(const struct nt_pkt *p)
@@ -549,12 +536,13 @@ static __always_inline int nt_parse_bytes(const void *head, __u64 off, __u64 lin
 }
 
 /* Reads the MAC header at s->off and moves behind it. */
-static __always_inline bool nt_ethernet(struct nt_span *s, __u64 *proto, struct nt_pkt *p)
+static __always_inline __u64 nt_ethernet(struct nt_span *s, __u64 *proto, struct nt_pkt *p)
 {
 	struct nt_ethhdr eth;
+	__u64 why = nt_header(s, &eth, sizeof(eth));
 
-	if (!nt_header(s, &eth, sizeof(eth), p))
-		return false;
+	if (why)
+		return why;
 	__builtin_memcpy(p->dmac, eth.dst, sizeof(eth.dst));
 	__builtin_memcpy(p->smac, eth.src, sizeof(eth.src));
 	p->flags |= NT_PKT_L2;
@@ -562,7 +550,7 @@ static __always_inline bool nt_ethernet(struct nt_span *s, __u64 *proto, struct 
 	if (*proto < NT_ETH_MIN_TYPE)
 		*proto = NT_ETH_LLC;
 	s->off += sizeof(eth);
-	return true;
+	return 0;
 }
 
 /*
@@ -649,7 +637,7 @@ static __always_inline int nt_parse_at(const struct nt_skb *m, const int where, 
 	/* The MAC header leads to L3: always, or because a tag lies between the two. */
 	bool lead = at == NT_AT_ETH || (at != NT_AT_DATA && mac && nt_is_vlan(m->protocol));
 	__u64 off = at == NT_AT_NET ? m->network : m->data;
-	__u64 proto = m->protocol, found;
+	__u64 proto = m->protocol, found, why;
 
 	NT_OPAQUE(p);
 	nt_pkt_init(p);
@@ -675,8 +663,12 @@ static __always_inline int nt_parse_at(const struct nt_skb *m, const int where, 
 	/* Right before L3, or a tag or two before: any other MAC header is an old one. */
 	if (!lead && ((where & NT_NO_MAC) || off - s.off - sizeof(struct nt_ethhdr) > 8))
 		mac = false;
-	if ((lead || mac) && !nt_ethernet(&s, &found, p))
-		return nt_parsed(p);
+	if (lead || mac) {
+		why = nt_ethernet(&s, &found, p);
+		p->flags |= why;
+		if (why)
+			return nt_parsed(p);
+	}
 	if (lead)
 		proto = found;
 	else
@@ -697,33 +689,37 @@ static __always_inline int nt_parse_skb(struct sk_buff *skb, const int where, st
 
 /*
  * Finds what is inside the VXLAN (UDP 4789, 8472), Geneve (6081) or GRE tunnel whose outer
- * headers are in *p: s->off is there, *proto its EtherType. False: no tunnel, or not readable.
+ * headers are in *p: s->off is there, *proto its EtherType.
  */
-static __always_inline bool nt_tunnel(struct nt_span *s, struct nt_pkt *p, __u64 *proto, __u32 *id)
+static __always_inline __u64 nt_tunnel(struct nt_span *s, const struct nt_pkt *p, __u64 *proto,
+				       __u32 *id)
 {
 	const __u64 port = p->tuple.dst_port;
 	const bool gre = p->tuple.protocol == NT_IP_GRE;
 	struct nt_tunhdr hdr;
+	__u64 why;
 
 	s->off = gre ? p->l4_off : p->payload_off;
 	if (p->frag_off || !s->off)
-		return false;
+		return NT_STOP;
 	if (!gre && (p->tuple.protocol != NT_IP_UDP ||
 		     (port != NT_PORT_VXLAN && port != NT_PORT_VXLAN_OLD && port != NT_PORT_GENEVE)))
-		return false;
-	if (!nt_header(s, &hdr, sizeof(hdr), p))
-		return false;
+		return NT_STOP;
+	why = nt_header(s, &hdr, sizeof(hdr));
+	if (why)
+		return why;
 	*proto = bpf_ntohs(hdr.proto);
 	if (gre) {
 		if ((hdr.version & NT_GRE_VERSION) || (hdr.flags & NT_GRE_ROUTING))
-			return false;
+			return NT_STOP;
 		/* A word each, in this order, if present: checksum, key, sequence number. */
 		s->off += 4;
 		if (hdr.flags & NT_GRE_CHECKSUM)
 			s->off += 4;
 		if (hdr.flags & NT_GRE_KEY) {
-			if (!nt_header(s, &hdr.word, sizeof(hdr.word), p))
-				return false;
+			why = nt_header(s, &hdr.word, sizeof(hdr.word));
+			if (why)
+				return why;
 			*id = bpf_ntohl(hdr.word);
 			s->off += 4;
 		}
@@ -737,28 +733,35 @@ static __always_inline bool nt_tunnel(struct nt_span *s, struct nt_pkt *p, __u64
 		else if (hdr.flags & NT_VXLAN_VNI)
 			*proto = NT_ETH_TEB;
 		else
-			return false;
+			return NT_STOP;
 	}
-	return *proto == NT_ETH_TEB || *proto == NT_ETH_IPV4 || *proto == NT_ETH_IPV6;
+	return *proto == NT_ETH_TEB || *proto == NT_ETH_IPV4 || *proto == NT_ETH_IPV6 ? 0 : NT_STOP;
 }
 
 /*
  * Replaces *p, just parsed from this skb, by the packet inside its tunnel. Returns 1 if there is
- * one, 0 if not (then *p is as before), -1 when memory could not be read.
+ * one, 0 if not (then *p is as before; a tunnel header that is not linear adds
+ * NT_PKT_TRUNCATED), -1 when memory could not be read.
  */
 static __always_inline int nt_parse_inner(const struct nt_skb *m, struct nt_pkt *p)
 {
 	struct nt_span s = { .head = m->head, .linear = m->linear, .end = m->end };
-	__u64 proto = 0;
+	__u64 proto = 0, why;
 	__u32 id = 0;
 
 	NT_OPAQUE(p);
-	if (!nt_tunnel(&s, p, &proto, &id))
+	why = nt_tunnel(&s, p, &proto, &id);
+	if (why) {
+		p->flags |= why;
 		return nt_parsed(p);
+	}
 	nt_pkt_init(p);
 	p->tunnel_id = id;
 	p->flags = NT_PKT_TUNNEL;
-	if (proto != NT_ETH_TEB || nt_ethernet(&s, &proto, p))
+	if (proto == NT_ETH_TEB)
+		why = nt_ethernet(&s, &proto, p);
+	p->flags |= why;
+	if (!why)
 		nt_parse_rest(&s, proto, 0, p);
 	return nt_parsed(p) ? -1 : 1;
 }

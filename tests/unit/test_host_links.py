@@ -5,10 +5,13 @@ One namespace with bond, VLAN, bridge, taps, macvtap, veth pairs and an OVS data
 message only the attributes that are read and a few others are kept.
 """
 
+import struct
+
 import pytest
 
-from ntools.errors import UsageProblem
+from ntools.errors import EnvironmentProblem, UsageProblem
 from ntools.host import devices as module
+from ntools.host import rtnl
 from ntools.host.devices import KINDS, MAX_DEVICES, Device, Devices, from_links
 from ntools.host.rtnl import Link, parse_link
 
@@ -261,3 +264,78 @@ def test_device_names_reads_a_namespace_once_per_second(monkeypatch):
     clock[0] += 1.5
     assert names.name(4, 9) is None
     assert len(reads) == 2
+
+
+class Channel:
+    """A netlink socket whose answers are known: one list of datagrams per request."""
+
+    def __init__(self, *rounds):
+        self.rounds = list(rounds)
+        self.answers = []
+
+    def __call__(self, *_):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def settimeout(self, seconds):
+        assert seconds > 0
+
+    def send(self, request):
+        assert len(request) == struct.unpack_from("=I", request)[0]
+        self.answers = list(self.rounds.pop(0))
+
+    def recv(self, size):
+        if not self.answers:
+            raise TimeoutError("timed out")
+        return self.answers.pop(0)
+
+
+def message(kind, sequence, body=b"", flags=0):
+    size = 16 + len(body)
+    return struct.pack("=IHHII", size, kind, flags, sequence, 0) + body + bytes(-size % 4)
+
+
+DONE = struct.pack("=i", 0)
+
+
+def test_dump_in_several_datagrams(monkeypatch):
+    first, second, third = (bytes.fromhex(text) for text in RECORDED[:3])
+    channel = Channel(
+        [
+            message(16, 1, first) + message(16, 1, second),
+            message(16, 77, second),  # an answer to somebody else
+            message(16, 1, third),
+            message(3, 1, DONE),
+        ]
+    )
+    monkeypatch.setattr(rtnl.socket, "socket", channel)
+    assert [link.ifindex for link in rtnl.read_links()] == [1, 2, 3]
+
+
+def test_torn_dump_is_read_again(monkeypatch):
+    first, second = (bytes.fromhex(text) for text in RECORDED[:2])
+    channel = Channel(
+        [message(16, 1, first, flags=0x10), message(3, 1, DONE)],
+        [message(16, 2, first) + message(16, 2, second) + message(3, 2, DONE)],
+    )
+    monkeypatch.setattr(rtnl.socket, "socket", channel)
+    assert [link.ifindex for link in rtnl.read_links()] == [1, 2]
+    assert channel.rounds == []
+
+
+@pytest.mark.parametrize(
+    "answers, text",
+    [
+        ([message(2, 1, struct.pack("=i", -1) + bytes(16))], "Operation not permitted"),
+        ([], "timed out"),
+    ],
+)
+def test_refused_dump(monkeypatch, answers, text):
+    monkeypatch.setattr(rtnl.socket, "socket", Channel(answers))
+    with pytest.raises(EnvironmentProblem, match=f"cannot list network devices: .*{text}"):
+        rtnl.read_links()

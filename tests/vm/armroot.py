@@ -20,7 +20,7 @@ PACKAGES = (
 
 # What the skipped maintainer scripts would have left.
 _FILES = {
-    "etc/passwd": "root:x:0:0:root:/root:/bin/bash\n",
+    "etc/passwd": "root:x:0:0:root:/:/bin/bash\n",
     "etc/group": "root:x:0:\n",
     "etc/hosts": "127.0.0.1 localhost ntlab\n",
     "etc/hostname": "ntlab\n",

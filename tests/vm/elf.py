@@ -54,9 +54,7 @@ def read_module(path: Path) -> bytes:
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
     if path.suffix == ".zst":
-        return subprocess.run(
-            ["zstd", "-dc", str(path)], check=True, stdout=subprocess.PIPE
-        ).stdout
+        return subprocess.run(["zstd", "-dc", str(path)], check=True, stdout=subprocess.PIPE).stdout
     return path.read_bytes()
 
 

@@ -75,8 +75,18 @@ class Tree:
         return image if image.exists() else self.root / f"boot/vmlinuz-{self.release}"
 
 
+_said: set[str] = set()
+
+
 def say(text: str) -> None:
     print(f"vm: {text}", file=sys.stderr, flush=True)
+
+
+def say_once(text: str) -> None:
+    """A notice, the first time only."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
 
 
 def natural(text: str) -> list:
@@ -169,12 +179,12 @@ def tree(name: str) -> Tree:
         state = json.loads(stamp.read_text())
         if state["pin"] == k.pin and state["layout"] == LAYOUT:
             if state["notice"]:
-                say(state["notice"])
+                say_once(state["notice"])
             return Tree(root, state["release"])
     say(f"{k.name}: fetching")
     release, notice, debs = _download(k)
     if notice:
-        say(notice)
+        say_once(notice)
     fresh = root.with_name(f".{k.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

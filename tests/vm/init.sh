@@ -11,8 +11,8 @@ while read -r m; do insmod "/modules/$m"; done < /modules/order
 opt=trans=virtio,version=9p2000.L,msize=262144
 mount -t 9p -o $opt,ro,cache=loose root /lower || exec poweroff -f
 mount -t tmpfs -o size=75% tmpfs /upper
-mkdir /upper/data /upper/work
-mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work root /new
+mkdir /upper/data /upper/scratch
+mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/scratch root /new
 for d in proc sys dev run; do [ -d /new/$d ] || mkdir /new/$d; done
 mount -t tmpfs -o mode=755 run /new/run
 mkdir /new/run/out /new/run/lab

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vm import common, fetch  # noqa: E402
 from vm.common import Kernel, VmProblem  # noqa: E402
-from vm.run import Guest, new_out_dir  # noqa: E402
+from vm.run import Guest, end_on_sigterm, new_out_dir  # noqa: E402
 
 # A nested guest needs room.
 MEMORY_MB = 3072
@@ -221,6 +221,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=DEFAULT_BOOT_LIMIT_S, metavar="S",
                         help="limit of one boot")  # fmt: skip
     options = parser.parse_args()
+    end_on_sigterm()
     outcomes: list[Outcome] = []
     try:
         if options.kernel:

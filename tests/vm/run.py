@@ -14,6 +14,7 @@ Exit status: the command's; 124 after --timeout seconds, 125 when the guest died
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import os
 import shlex
@@ -49,6 +50,9 @@ _MACHINE = {
 _APPEND = "quiet loglevel=1 panic=-1 oops=panic mitigations=off random.trust_cpu=on"
 # A guest that has written its status gets this long to power off.
 _POWEROFF_S = 20
+# Result directories kept for each kernel.
+KEEP_BOOTS = 30
+_LIBC = ctypes.CDLL(None)
 
 
 @contextmanager
@@ -62,6 +66,16 @@ def one_guest_at_a_time():
             fetch.say("waiting for another guest to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def end_on_sigterm() -> None:
+    """Leave through the finally blocks, which end QEMU."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _die_with_parent() -> None:
+    # PR_SET_PDEATHSIG: no guest outlives a runner that was killed.
+    _LIBC.prctl(1, signal.SIGKILL)
 
 
 class _Tail:
@@ -129,7 +143,7 @@ class Guest:
             inside = cwd.relative_to(PROJECT) if PROJECT in (cwd, *cwd.parents) else ""
             cwd = Path(common.GUEST_PROJECT) / inside
             # Compiling the Python library under emulation takes a minute: keep the result.
-            env |= {"PATH": "/usr/bin", "HOME": "/root", "PYTHONPYCACHEPREFIX": "/run/pyc"}
+            env |= {"PATH": "/usr/bin", "HOME": "/", "PYTHONPYCACHEPREFIX": "/run/pyc"}
         env["PATH"] = ":".join(dict.fromkeys([*env["PATH"].split(":"), "/usr/sbin", "/sbin"]))
         lines = [f"export {k}={shlex.quote(v)}\n" for k, v in env.items()]
         lines += [f"NT_CWD={shlex.quote(str(cwd))}\n", f"NT_MODULES={shlex.quote(str(modules))}\n"]
@@ -205,7 +219,10 @@ class Guest:
         stdin = None if self._shell else subprocess.DEVNULL
         began = time.monotonic()
         with subprocess.Popen(
-            self._qemu(), stdin=stdin, stderr=(self.out / "qemu").open("wb")
+            self._qemu(),
+            stdin=stdin,
+            stderr=(self.out / "qemu").open("wb"),
+            preexec_fn=_die_with_parent,
         ) as qemu:
             try:
                 killed = self._wait(qemu, began, timeout_s, tick, tails)
@@ -257,10 +274,10 @@ class Guest:
 
 
 def new_out_dir(name: str) -> Path:
-    """A fresh directory for one boot; the last ten of a kernel are kept."""
+    """A fresh directory for one boot; only the newest of a kernel are kept."""
     parent = common.OUT_ROOT / common.kernel(name).name
     parent.mkdir(parents=True, exist_ok=True)
-    for old in sorted(parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-9]:
+    for old in sorted(parent.iterdir(), key=lambda p: p.stat().st_mtime)[: 1 - KEEP_BOOTS]:
         shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=time.strftime("%m%d-%H%M%S-"), dir=parent))
 
@@ -279,7 +296,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.command and not options.shell:
         parser.error("no command")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_sigterm()
     try:
         out = (options.out or new_out_dir(options.kernel)).resolve()
         guest = Guest(options.kernel, options.command, out, options.memory, options.shell)

@@ -6,6 +6,7 @@ Whatever happens to single events, ``matched`` of the summary is the sum of what
 on request and lost by cause.
 """
 
+import select
 import struct
 import time
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ _LOST_EVENTS = ("ring_full", "perf_lost", "rate_limited", "group_full")
 class DropOptions:
     """What to look for, and how to show it.
 
-    :ivar group_by: names of :data:`DIMENSIONS`: a summary of rows; empty: events.
     :ivar criteria: packet filter, see :func:`ntools.engine.run.filter_config`.
+    :ivar group_by: names of :data:`DIMENSIONS`: a summary of rows; empty: events.
     :ivar only, without: drop reasons by name or pattern.
     :ivar locations: functions by name or pattern; packets dropped elsewhere are not wanted.
     :ivar netns: inode number of the namespace, 0: all.
@@ -59,8 +60,8 @@ class DropOptions:
     :ivar max_entries: rows the kernel can keep.
     """
 
+    criteria: Mapping[str, Any]
     group_by: Tuple[str, ...] = ()
-    criteria: Mapping[str, Any] = None  # type: ignore[assignment]
     only: Tuple[str, ...] = ()
     without: Tuple[str, ...] = ()
     locations: Tuple[str, ...] = ()
@@ -141,12 +142,13 @@ class DropEngine(Engine):
         super().finish(writer)
         # A program that was past the switch is not waited for by it: its event may still come.
         deadline = time.monotonic() + _SETTLE_S
-        channel = self.obj.channel()
+        channel = self.channel()
         while time.monotonic() < deadline:
-            self.take(channel.read(), writer)
+            if channel is not None:
+                self.take(channel.read(), writer)
             if self._missing() == 0:
                 return
-            channel.wait(0.005)
+            select.select([channel.fd] if channel is not None else [], [], [], 0.005)
 
     def totals(self) -> Dict[str, Any]:
         steps = self._steps()
@@ -278,7 +280,7 @@ class DropEngine(Engine):
             "reason_code": code if self._names else None,
             "caller": function,
             "caller_offset": place["offset"],
-            "caller_module": place["module"],
+            "caller_module": place.get("module"),
         }
         found = reasons.classify(own, function, facts)
         fields["class"] = found.name
@@ -367,13 +369,12 @@ class DropEngine(Engine):
         self.hidden = hidden
         self.shown = sum(row.total_packets for row in rows.values())
         ordered = sorted(rows.values(), key=lambda row: row.size(last), reverse=True)
-        live = [row for row in ordered if row.size(last)]
-        for row in live[: self._options.top]:
+        top = [row for row in ordered[: self._options.top] if row.size(last)]
+        for row in top:
             self._emit_row(row, writer, last)
         rest = _Row({"other": True})
-        for row in ordered:
-            if row not in live[: self._options.top]:
-                rest.join(row)
+        for row in ordered[len(top) :]:
+            rest.join(row)
         self._emit_row(rest, writer, last)
 
     def _emit_row(self, row: "_Row", writer: Writer, last: bool) -> None:
@@ -550,6 +551,5 @@ def _flow_fields(values: Tuple[Any, ...], whole: bool) -> Dict[str, Any]:
     fields = packet.fields()
     if whole:
         return fields
-    kept = ("protocol", "dst_port") if packet.family else ("eth_type",)
-    found = {name: fields[name] for name in kept if name in fields}
-    return found
+    kept = ("family", "protocol", "dst_port", "eth_type")
+    return {name: fields[name] for name in kept if name in fields}

@@ -76,8 +76,8 @@ def _virtual_functions(device: Device, sys_root: Path) -> List[str]:
     found = []
     if functions:
         found.append(
-            f"{device.name} has {len(functions)} SR-IOV virtual function(s): traffic of guests that "
-            "own one is not seen"
+            f"{device.name} has {len(functions)} SR-IOV virtual function(s): traffic of guests "
+            "that own one is not seen"
         )
     behind = [path for path in vdpa if path.startswith(tuple(f"{p}/" for p in [here, *functions]))]
     if behind:

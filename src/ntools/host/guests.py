@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from ntools.errors import EnvironmentProblem, UsageProblem
+from ntools.errors import NtoolsError, UsageProblem
 from ntools.host import ovs as _ovs
 from ntools.host.devices import Device, Devices
 from ntools.host.netns import open_netns, process_netns
@@ -186,7 +186,7 @@ def seed_macs(
         try:
             with open_netns(devices.netns):
                 entries = read_fdb(master.ifindex, device.ifindex)
-        except (EnvironmentProblem, OSError):
+        except NtoolsError:
             entries = []
         learned = [MacSeed(entry.mac, "fdb") for entry in entries if not entry.own]
     elif layout is not None:

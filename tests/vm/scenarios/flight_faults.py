@@ -136,7 +136,6 @@ def queue_drops(lab: Any) -> None:
         qdisc = topo.tbf("phy0", "500kbit", "2k", "4k")
         with follow(topo, "--direction", "rx", "--timeout-ms", "500") as tool:
             topo.vm.send_udp(port=9000, count=60, size=1000, gap_us=100)
-            topo.vm.wait_sent()
             time.sleep(1.5)
             result = tool.stop()
         drops = qdisc.stats()["drops"]
