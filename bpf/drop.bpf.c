@@ -310,7 +310,7 @@ static __always_inline int nt_in_ranges(const struct nt_range *ranges, const int
 	__u64 found = 0;
 	int i;
 
-#pragma unroll
+#pragma clang loop unroll(full)
 	for (i = 0; i < count; i++) {
 		__u64 from = address - ranges[i].first;
 
@@ -354,7 +354,7 @@ static __always_inline __u64 nt_drop_place(void *ctx, const struct nt_drop_cfg *
 	if (!nt_in_ranges(cfg->helpers, NT_DROP_HELPERS, location) ||
 	    bpf_get_stack(ctx, near, sizeof(near), 0) < 0)
 		return location;
-#pragma unroll
+#pragma clang loop unroll(full)
 	for (i = 0; i < NT_DROP_NEAR - 1; i++) {
 		__u64 differs = near[i] ^ location;
 
@@ -560,7 +560,7 @@ static __always_inline __u64 nt_drop_keep_stack(void *ctx, struct nt_drop_stack 
 		nt_lost(NT_LOSS_STACK_FAILED);
 		return 0;
 	}
-#pragma unroll
+#pragma clang loop unroll(full)
 	for (i = 0; i < NT_DROP_FRAMES; i++)
 		hash = (hash ^ stack->ip[i]) * 1099511628211ULL;
 	if (!hash)
@@ -660,7 +660,7 @@ static __always_inline void nt_drop_handle(__u64 *ctx, const int direct,
 	if (nt_drop_elsewhere(cfg, d))
 		return;
 	if (nt_parse_skb(skb, NT_AT_ANY | (direct ? NT_DIRECT : 0), &d->pkt)) {
-		nt_pkt_init(&d->pkt);
+		nt_pkt_init(&d->pkt, 0);
 		d->pkt.flags = NT_PKT_FAULT;
 	}
 	if (nt_drop_refused(cfg, &d->pkt))

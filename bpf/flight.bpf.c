@@ -126,11 +126,20 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 }
 #endif
 
-/* The flight did not end where it could be seen: keep it for the sweeper, free its key. */
-static __always_inline void nt_bury(struct nt_flight *f, __u64 head)
+/*
+ * The buffer carries another packet. A flight that waits for its upcall goes on without a buffer;
+ * any other did not end where it could be seen: keep it for the sweeper, free its key.
+ */
+static __always_inline void nt_evict(struct nt_flight *f, __u64 head)
 {
-	__u64 key = f->start_ns;
+	__u64 key = nt_key_of(&f->tuple, f->print.digest);
 
+	if (f->last_stage == NT_STAGE_OVS_UPQ &&
+	    !bpf_map_update_elem(&parked, &key, f, BPF_NOEXIST)) {
+		bpf_map_delete_elem(&flights, &head);
+		return;
+	}
+	key = f->start_ns;
 	f->end = f->free_ns > f->last_ns ? NT_END_DROPPED : NT_END_STALE;
 	nt_count_end(f, f->end);
 	/* No room: it is counted, only its description is lost. */
@@ -358,7 +367,7 @@ static __always_inline int nt_reach(void *ctx, struct sk_buff *skb, struct net_d
 				   key.ifindex, now);
 			return 0;
 		}
-		nt_bury(f, head);
+		nt_evict(f, head);
 	}
 	if (can_enter && device && nt_may_enter(cfg, device, skb, stage, direct))
 		nt_enter(cfg, device, head, skb, stage, key.ifindex, now, direct);
@@ -461,6 +470,7 @@ NT_ENTRY(ovs_back, ovs_flow_key_extract_userspace, void *, net, void *, attr, st
 	struct nt_print print;
 	struct nt_pkt *pkt;
 	__u32 slot = 1;
+	int waited = 0;
 
 	if (!cfg || !skb)
 		return 0;
@@ -481,21 +491,29 @@ NT_ENTRY(ovs_back, ovs_flow_key_extract_userspace, void *, net, void *, attr, st
 	old = *old_head;
 	bpf_map_delete_elem(&aliases, &alias);
 	f = bpf_map_lookup_elem(&flights, &old);
-	if (!f || (f->last_stage != NT_STAGE_OVS_UPQ && f->last_stage != NT_STAGE_OVS_MISS))
+	if (!f || f->print.digest != print.digest ||
+	    (f->last_stage != NT_STAGE_OVS_UPQ && f->last_stage != NT_STAGE_OVS_MISS)) {
+		f = bpf_map_lookup_elem(&parked, &alias);
+		waited = 1;
+	}
+	if (!f)
 		return 0;
-	if (head == old) {
+	if (!waited && head == old) {
 		f->print = print;
 		nt_advance(ctx, cfg, f, head, skb, NT_STAGE_OVS_BACK, 0, 0, now);
 		return 0;
 	}
 	moved = bpf_map_lookup_elem(&flights, &head);
 	if (moved)
-		nt_bury(moved, head);
+		nt_evict(moved, head);
 	if (bpf_map_update_elem(&flights, &head, f, BPF_ANY)) {
 		nt_lost(NT_LOSS_ALIAS_FULL);
 		return 0;
 	}
-	bpf_map_delete_elem(&flights, &old);
+	if (waited)
+		bpf_map_delete_elem(&parked, &alias);
+	else
+		bpf_map_delete_elem(&flights, &old);
 	moved = bpf_map_lookup_elem(&flights, &head);
 	if (moved) {
 		moved->print = print;

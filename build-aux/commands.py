@@ -58,6 +58,12 @@ def subcommands(
                     yield name, helps[name], parser
 
 
+def main_name(action: argparse.Action) -> str:
+    """The name of an option that the documents use: the first long one."""
+    long_names = [name for name in action.option_strings if name.startswith("--")]
+    return (long_names or action.option_strings)[0]
+
+
 def help_text(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """The help of an action, with ``%(default)s`` and the like filled in."""
     values = dict(vars(action), prog=parser.prog)

@@ -3,11 +3,12 @@
 
 usage: gen_completion.py SOURCES OUTDIR NAME=MODULE...
 
-What follows an option is completed by its choices, else by its metavar: files, network
-devices, or nothing.
+What follows an option is completed by its choices, else network devices if its name or metavar
+says so, else files if its metavar says so, else nothing.
 """
 
 import argparse
+import re
 import shlex
 import sys
 from typing import Iterable, List
@@ -15,7 +16,7 @@ from typing import Iterable, List
 import commands
 
 FILES = {"FILE", "PATH", "DIR"}
-DEVICES = {"DEV", "DEVICE", "IFACE", "INTERFACE"}
+DEVICE = re.compile("interface|iface|dev|device", re.IGNORECASE)
 
 HEAD = """\
 # SPDX-License-Identifier: GPL-2.0-only
@@ -41,11 +42,10 @@ def reply_values(action: argparse.Action) -> str:
     if action.choices is not None:
         return reply_words(str(choice) for choice in action.choices)
     words = {word.strip("[]. ") for word in commands.value_words(action)}
-    if words & FILES:
-        return REPLY_FILES
-    if words & DEVICES:
+    words.update(commands.main_name(action).split("-"))
+    if any(DEVICE.fullmatch(word) for word in words):
         return REPLY_DEVICES
-    return ":"
+    return REPLY_FILES if words & FILES else ":"
 
 
 def parser_cases(parser: argparse.ArgumentParser, indent: str) -> List[str]:

@@ -91,7 +91,7 @@ def synopsis(name: str, parser: argparse.ArgumentParser) -> List[str]:
         elif not action.option_strings:
             lines.append(values(action)[2:])
         else:
-            call = bold(action.option_strings[-1]) + values(action)
+            call = bold(commands.main_name(action)) + values(action)
             lines.append(call if action.required else "[" + call + "]")
     return [*lines, ".hy"]
 

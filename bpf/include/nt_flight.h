@@ -187,6 +187,8 @@ NT_MAP(nt_cfg, ARRAY, 1, __u32, struct nt_flight_cfg);
 NT_MAP(flights, HASH, NT_FLIGHTS, __u64, struct nt_flight);
 /* Flights whose buffer went to another packet, until user space fetches them; key: start. */
 NT_MAP(graves, HASH, 4096, __u64, struct nt_flight);
+/* Flights in user space with an upcall whose buffer was freed and went to another packet. */
+NT_MAP(parked, HASH, 4096, __u64, struct nt_flight);
 NT_MAP(aliases, LRU_HASH, 16384, __u64, __u64);
 NT_MAP(pairs, PERCPU_HASH, 256, struct nt_pair_key, struct nt_hist);
 NT_MAP(ends, PERCPU_ARRAY, NT_DIRECTION_MAX *NT_END_MAX, __u32, __u64);

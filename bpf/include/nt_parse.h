@@ -58,6 +58,7 @@ struct nt_skb {
 	__u64 mac;
 	__u64 protocol;
 	struct nt_vlan_tag vlan;
+	__u64 zero; /* nt_vague_zero() */
 };
 
 /* The rest of a packet: off moves from header to header, the ends shrink to the IP length. */
@@ -182,9 +183,28 @@ struct nt_tunhdr {
  */
 #define NT_OPAQUE(p) asm volatile("" : "+r"(p))
 
-static __always_inline void nt_pkt_init(struct nt_pkt *p)
+/*
+ * A zero of which the verifier knows nothing. What it knows of one packet and not of another, it
+ * follows through the rest of the program for each combination: fields that are 0 or not, offsets
+ * with bounds that decide a later comparison. `any` is a number read from the kernel.
+ */
+static __always_inline __u64 nt_vague_zero(__u64 any)
 {
-	__builtin_memset(p, 0, sizeof(*p));
+	__u64 same = any;
+
+	NT_OPAQUE(any);
+	NT_OPAQUE(same);
+	return any - same;
+}
+
+static __always_inline void nt_pkt_init(struct nt_pkt *p, __u64 zero)
+{
+	__u64 *words = (void *)p;
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*p) / sizeof(*words); i++)
+		words[i] = zero;
 	p->vlan_id = NT_VLAN_NONE;
 	p->inner_vlan_id = NT_VLAN_NONE;
 }
@@ -521,16 +541,19 @@ static __always_inline int nt_parsed(const struct nt_pkt *p)
 
 /*
  * Parses plain memory. head + off is the first byte behind an EtherType `proto` (host order);
- * linear and end, counted from head, are the ends of what may be read and of the packet.
- * Returns 0, or -1 when memory could not be read.
+ * linear and end, counted from head, are the ends of what may be read and of the packet. To the
+ * verifier head is best a number, not a pointer. Returns 0, or -1 when memory was not readable.
  */
 static __always_inline int nt_parse_bytes(const void *head, __u64 off, __u64 linear, __u64 end,
 					  __u64 proto, const int where, struct nt_pkt *p)
 {
-	struct nt_span s = { .head = head, .off = off, .linear = linear, .end = end };
+	const __u64 zero = nt_vague_zero((__u64)head);
+	struct nt_span s = {
+		.head = head, .off = off + zero, .linear = linear + zero, .end = end + zero
+	};
 
 	NT_OPAQUE(p);
-	nt_pkt_init(p);
+	nt_pkt_init(p, zero);
 	nt_parse_rest(&s, proto, where, p);
 	return nt_parsed(p);
 }
@@ -584,6 +607,7 @@ static __always_inline int nt_skb_load(struct sk_buff *skb, const int where, str
 
 	nt_skb_base(skb, &base);
 	m->head = (const unsigned char *)base.head;
+	m->zero = nt_vague_zero(base.head);
 	m->data = base.data - base.head;
 	m->end = m->data + NT_GET(skb, len);
 	m->linear = m->end - NT_GET(skb, data_len);
@@ -593,9 +617,9 @@ static __always_inline int nt_skb_load(struct sk_buff *skb, const int where, str
 	if (at != NT_AT_ETH)
 		m->protocol = bpf_ntohs(NT_GET(skb, protocol));
 	if (at == NT_AT_NET || at == NT_AT_ANY)
-		m->network = NT_GET(skb, network_header);
+		m->network = NT_GET(skb, network_header) + m->zero;
 	if (at == NT_AT_NET || at == NT_AT_ANY || (at == NT_AT_DATA && !(where & NT_NO_MAC)))
-		m->mac = NT_GET(skb, mac_header);
+		m->mac = NT_GET(skb, mac_header) + m->zero;
 	nt_vlan_acc(skb, direct, &m->vlan);
 	return m->head ? 0 : -1;
 }
@@ -640,7 +664,7 @@ static __always_inline int nt_parse_at(const struct nt_skb *m, const int where, 
 	__u64 proto = m->protocol, found, why;
 
 	NT_OPAQUE(p);
-	nt_pkt_init(p);
+	nt_pkt_init(p, m->zero);
 	if (m->vlan.proto) {
 		nt_set_vlan(p, m->vlan.proto, m->vlan.tci);
 		p->flags = NT_PKT_VLAN_ACC;
@@ -699,7 +723,7 @@ static __always_inline __u64 nt_tunnel(struct nt_span *s, const struct nt_pkt *p
 	struct nt_tunhdr hdr;
 	__u64 why;
 
-	s->off = gre ? p->l4_off : p->payload_off;
+	s->off += gre ? p->l4_off : p->payload_off;
 	if (p->frag_off || !s->off)
 		return NT_STOP;
 	if (!gre && (p->tuple.protocol != NT_IP_UDP ||
@@ -745,7 +769,9 @@ static __always_inline __u64 nt_tunnel(struct nt_span *s, const struct nt_pkt *p
  */
 static __always_inline int nt_parse_inner(const struct nt_skb *m, struct nt_pkt *p)
 {
-	struct nt_span s = { .head = m->head, .linear = m->linear, .end = m->end };
+	struct nt_span s = {
+		.head = m->head, .off = m->zero, .linear = m->linear, .end = m->end
+	};
 	__u64 proto = 0, why;
 	__u32 id = 0;
 
@@ -755,7 +781,7 @@ static __always_inline int nt_parse_inner(const struct nt_skb *m, struct nt_pkt 
 		p->flags |= why;
 		return nt_parsed(p);
 	}
-	nt_pkt_init(p);
+	nt_pkt_init(p, m->zero);
 	p->tunnel_id = id;
 	p->flags = NT_PKT_TUNNEL;
 	if (proto == NT_ETH_TEB)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Devices, namespaces and what surrounds a VM, on the running kernel."""
 
-import json
 import os
 import subprocess
 import sys
@@ -120,8 +119,7 @@ def test_macvtap(ns):
 
 
 def test_hardware_of_this_machine():
-    told = json.loads(subprocess.check_output(["ip", "-d", "-j", "link"]))
-    expected = {link["ifname"] for link in told if "parentdev" in link}
+    expected = {path.parent.name for path in Path("/sys/class/net").glob("*/device")}
     if not expected:
         pytest.skip("no device with hardware here")
     assert {d.name for d in Devices.snapshot() if d.has_bus_device} == expected

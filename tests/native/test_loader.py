@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from lab.bpfsys import bpf_leftovers, bpf_snapshot
 from lab.caps import capabilities
 from lab.netns import Namespace
@@ -184,9 +183,7 @@ def test_layers_share_maps_and_configuration(path, network):
         assert len(obj._layers) == 2
         assert report(obj) == {"sent": "raw_tp", "either": "raw_tp"}
         refusals = [row for row in obj.report[1].failed if row.mechanism == "raw_tp"]
-        assert [row[:3] for row in refusals] == [
-            ("raw_tp", "nt_no_such_tracepoint", errno.ENOENT)
-        ]
+        assert [row[:3] for row in refusals] == [("raw_tp", "nt_no_such_tracepoint", errno.ENOENT)]
         assert obj.report[1].target == "net_dev_start_xmit"
         send(network)
         assert hits(obj)["NT_HIT_SENT"] == hits(obj)["NT_HIT_EITHER"] == SENDS
@@ -403,9 +400,7 @@ def test_channel_wakes_its_reader(path, refused):
             run_program(obj._fds["flood"], 1 + cpu * BURST, cpu)
             assert channel.wait(1)
             rows = list(channel.read())
-            assert [row[1] for row in rows] == list(
-                range(1 + cpu * BURST, 1 + (cpu + 1) * BURST)
-            )
+            assert [row[1] for row in rows] == list(range(1 + cpu * BURST, 1 + (cpu + 1) * BURST))
             assert {row[3] for row in rows} == {cpu}
             assert not channel.wait(0)
 
@@ -511,7 +506,7 @@ def test_reading_while_entries_go(path):
         for n in range(1000):
             view.update((n, 0, 0, 0), n)
         seen = []
-        for key, value in view.items():
+        for _, value in view.items():
             seen.append(value)
             view.delete(((value + 1) % 1000, 0, 0, 0))
         assert len(seen) == len(set(seen))

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from object.bpfrun import obstacle
 from vm import fetch
 from vm.common import CACHE

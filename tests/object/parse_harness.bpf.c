@@ -117,6 +117,7 @@ int bytes(void *ctx)
 	m.linear = in->linear;
 	m.end = in->end;
 	m.head = (void *)test_head(in);
+	m.zero = nt_vague_zero((__u64)m.head);
 	out->result = nt_parse_bytes(m.head, in->off, in->linear, in->end, in->proto, 0, &pkt);
 	if (in->inner)
 		out->inner = nt_parse_inner(&m, &pkt);

@@ -34,6 +34,7 @@ def make_command(**manual):
     parser.add_argument("--record", metavar="FILE", help="50%% of it")
     parser.add_argument("-i", "--interface", metavar="DEV", required=True, help="a device")
     parser.add_argument("--count", type=int, help="how many")
+    parser.add_argument("--phy-interface", "--pnic", metavar="NAMES", help="other devices")
     parser.add_argument("--hidden", help=argparse.SUPPRESS)
     return commands.Command("ntools-example", parser, manual)
 
@@ -64,6 +65,7 @@ def test_options_have_their_values_and_help():
 def test_only_optional_options_are_in_brackets():
     synopsis = section(page(), "SYNOPSIS").split("\n")
     assert "\\fB\\-\\-interface\\fR\\ \\fIDEV\\fR" in synopsis
+    assert "[\\fB\\-\\-phy\\-interface\\fR\\ \\fINAMES\\fR]" in synopsis
     assert "[\\fB\\-\\-count\\fR\\ \\fICOUNT\\fR]" in synopsis
 
 
@@ -110,6 +112,7 @@ def test_date_and_version_are_in_the_title():
         (["--format", "j"], {"json"}),
         (["--count", ""], set()),
         (["--interface", "l"], {"lo"}),
+        (["--pnic", "l"], {"lo"}),
         (["--record", "/proc/versio"], {"/proc/version"}),
         (["--hid"], set()),
     ],

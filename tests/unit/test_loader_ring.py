@@ -137,6 +137,14 @@ def test_record_behind_a_discarded_and_a_busy_one(ring):
     assert ring.numbers() == [3]
 
 
+def test_record_of_another_size_is_never_taken_for_one_of_ours(ring):
+    ring.put(1)
+    ring.commit(ring.reserve(2, size=12), size=12)
+    ring.put(3)
+    assert ring.numbers() == [1]
+    assert ring.numbers() == []
+
+
 def test_wrap_and_many_laps():
     """A capacity that is no multiple of the stride: every record crosses the end at some time."""
     ring = FakeRing(4096)

@@ -8,7 +8,7 @@ kernel refuses all the same.
 import errno
 import importlib
 import os
-import platform
+import sys
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ntools import __version__
@@ -36,6 +36,7 @@ _MANY = 6
 class Fact(NamedTuple):
     """One property of the host.
 
+    :ivar name: for mechanisms and features the word ``NTOOLS_REFUSE`` knows.
     :ivar state: "ok", "no" (the commands do without it), "bad" (no command works) or "info".
     """
 
@@ -63,7 +64,7 @@ class Verdict(NamedTuple):
 
     :ivar verdict: "works", "reduced" or "no".
     :ivar cause: the reason when it is not about points, else None.
-    :ivar attached: mechanism -> number of points.
+    :ivar attached: mechanism -> number of points that work by it.
     """
 
     command: str
@@ -78,7 +79,7 @@ def examine(command: Command, btf: Optional[str] = None, load: bool = True) -> V
 
     :param load: False: only look at the type information, as root would find it.
     """
-    attached: Dict[str, int] = {}
+    found: Dict[str, str] = {}  # point -> mechanism
     lacking: Dict[Tuple[str, str], List[str]] = {}  # (point, why) -> objects
     absent = set(command.needed + command.wanted)
     try:
@@ -89,7 +90,7 @@ def examine(command: Command, btf: Optional[str] = None, load: bool = True) -> V
                 obj.want(*points)
                 for row in _started(obj) if load else obj.outlook():
                     if row.attach:
-                        attached[row.attach] = attached.get(row.attach, 0) + 1
+                        found[row.point] = row.attach
                     else:
                         lacking.setdefault((row.point, _why(row)), []).append(name)
     except NtoolsError as error:
@@ -100,6 +101,9 @@ def examine(command: Command, btf: Optional[str] = None, load: bool = True) -> V
         Missing(stages.from_symbol(point), point in command.needed, why, tuple(names))
         for (point, why), names in lacking.items()
     )
+    attached: Dict[str, int] = {}
+    for mechanism in found.values():
+        attached[mechanism] = attached.get(mechanism, 0) + 1
     verdict = WORKS
     if missing:
         verdict = NO if any(row.needed for row in missing) else REDUCED
@@ -111,7 +115,7 @@ def host_facts(btf: Optional[str] = None) -> List[Fact]:
     kernel = facts()
     found = [
         Fact("ntools", "info", __version__),
-        Fact("python", "info", platform.python_version()),
+        Fact("python", "info", sys.version.split()[0]),
         _cffi(),
         _libbpf(),
         Fact("kernel", "info", "{} {}".format(kernel.release, kernel.machine)),
@@ -188,16 +192,16 @@ def _btf(path: Optional[str]) -> Fact:
         with open(where, "rb") as file:
             size = len(file.read())
     except OSError as error:
-        return Fact("type information", "bad", "{}: {}; see --btf".format(where, error.strerror))
-    return Fact("type information", "ok", "{} ({} kB)".format(where, size >> 10))
+        return Fact("btf", "bad", "{}: {}; see --btf".format(where, error.strerror))
+    return Fact("btf", "ok", "{} ({} kB)".format(where, size >> 10))
 
 
 def _module_btf() -> Fact:
     names = facts().btf_modules
     if not names:
-        return Fact("of modules", "no", "none: no module is loaded, or this kernel keeps none")
+        return Fact("module_btf", "no", "none: no module is loaded, or this kernel keeps none")
     shown = ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "")
-    return Fact("of modules", "ok", "{} ({})".format(len(names), shown))
+    return Fact("module_btf", "ok", "{} ({})".format(len(names), shown))
 
 
 def _tried(btf: Optional[str]) -> List[Fact]:
@@ -209,16 +213,16 @@ def _tried(btf: Optional[str]) -> List[Fact]:
             found = [_mechanism(row) for row in obj.report]
             obj.channel()
             if obj.kernel.has_ringbuf:
-                found.append(Fact("ring buffer", "ok", "opened"))
+                found.append(Fact("ringbuf", "ok", "BPF ring buffer opened"))
             else:
-                found.append(Fact("ring buffer", "no", "perf buffer instead, opened"))
+                found.append(Fact("ringbuf", "no", "perf pages opened in its place"))
             tries = obj.map("tries")
             tries.update(1, 1)
             list(tries.items())
             if tries.reads_in_batches:
-                found.append(Fact("batched reads", "ok", "used"))
+                found.append(Fact("batch", "ok", "maps are read in batches"))
             else:
-                found.append(Fact("batched reads", "no", "one entry at a time instead"))
+                found.append(Fact("batch", "no", "maps are read one entry at a time"))
             return found
     except NtoolsError as error:
         return [Fact("attaching", "bad", str(error))]

@@ -5,15 +5,18 @@ Imports argparse only: ``--help``, man pages and completion work without libbpf 
 """
 
 import argparse
-from typing import Any, Callable
+from typing import Any, Callable, Tuple
 
 __all__ = [
     "add_common",
     "add_filter",
     "add_netns",
     "direction",
+    "eth_type",
     "milliseconds",
+    "names",
     "network",
+    "number",
     "positive",
     "ring_bytes",
     "seconds",
@@ -153,6 +156,36 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def number(least: int, most: int) -> Callable[[str], int]:
+    """Type of an option with a whole number in a range."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                "'{}' is not a number from {} to {}".format(text, least, most)
+            )
+        return int(text)
+
+    return convert
+
+
+def names(*known: str) -> Callable[[str], Tuple[str, ...]]:
+    """Type of an option with a comma separated list; ``known``: the only words it may have."""
+
+    def convert(text: str) -> Tuple[str, ...]:
+        found = tuple(name.strip() for name in text.split(",") if name.strip())
+        if not found:
+            raise argparse.ArgumentTypeError("no name in '{}'".format(text))
+        unknown = [name for name in found if known and name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(
+                "'{}' is none of {}".format(unknown[0], ", ".join(known))
+            )
+        return found
+
+    return convert
+
+
 def ring_bytes(text: str) -> int:
     """Type of ``--ring-size``: a size with its unit."""
     from ntools.model.units import parse_size
@@ -181,6 +214,7 @@ def _model(name: str) -> Callable[[str], Any]:
 
 
 network = _model("parse_network")
+eth_type = _model("parse_eth_type")
 _port = _model("parse_port")
 _protocol = _model("parse_protocol")
 

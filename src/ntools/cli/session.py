@@ -3,7 +3,7 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Iterable
 
 from ntools import __version__
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ntools._loader import BpfObject
     from ntools.output.jsonl import Writer
 
-__all__ = ["open_object", "writer"]
+__all__ = ["open_object", "warn", "writer"]
 
 
 def open_object(args: argparse.Namespace, name: str) -> "BpfObject":
@@ -37,3 +37,9 @@ def writer(args: argparse.Namespace, view: Any) -> "Writer":
 
     sink = JsonSink(sys.stdout) if args.format == "json" else TextSink(view)
     return Writer(sink, args.command, __version__)
+
+
+def warn(args: argparse.Namespace, lines: Iterable[str]) -> None:
+    """Tell on stderr what does not end the run."""
+    for line in lines:
+        print("{}: warning: {}".format(args.command, line), file=sys.stderr)

@@ -6,8 +6,6 @@ This is the one module of ``cli`` that knows the table of commands (:mod:`ntools
 
 import argparse
 import importlib
-import json
-import platform
 import sys
 from typing import Any, Dict, Iterable, List, Optional
 
@@ -57,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s [-h] COMMAND ...",
     )
     top.set_defaults(verbose=0)
-    commands = top.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=app.Parser)
+    commands = top.add_subparsers(
+        dest="subcommand", metavar="COMMAND", parser_class=app.Parser, prog=top.prog
+    )
     add = commands.add_parser("list", help="commands, their cost, and whether they work here")
     add.add_argument("--family", default=None, metavar="NAME", help="only this family of commands")
     _add_format(add)
@@ -197,7 +197,9 @@ def _schema(args: argparse.Namespace) -> int:
         return _print(schema.names())
     if args.type not in schema.names():
         raise UsageProblem(
-            "no record type '{}'. Types: {}.".format(args.type, ", ".join(schema.names()))
+            "no record type '{}'.{} See 'ntools schema'.".format(
+                args.type, _guess(args.type, schema.names())
+            )
         )
     return _print_json(schema.load(args.type))
 
@@ -209,7 +211,7 @@ def _version(args: argparse.Namespace) -> int:
     fields: Dict[str, Any] = {
         "ntools": __version__,
         "schema": SCHEMA,
-        "python": platform.python_version(),
+        "python": sys.version.split()[0],
     }
     problems = {}
     try:
@@ -232,12 +234,16 @@ def _version(args: argparse.Namespace) -> int:
 
 
 def _unknown(name: str) -> str:
+    bare = name[len("ntools-") :] if name.startswith("ntools-") else name
+    guess = _guess(bare, list(_ACTIONS) + list(tools.COMMANDS))
+    return "unknown command '{}'.{} See 'ntools list'.".format(name, guess)
+
+
+def _guess(name: str, known: List[str]) -> str:
     import difflib
 
-    known = list(_ACTIONS) + list(tools.COMMANDS)
     close = difflib.get_close_matches(name, known, 1)
-    guess = " Did you mean '{}'?".format(close[0]) if close else ""
-    return "unknown command '{}'.{} See 'ntools list'.".format(name, guess)
+    return " Did you mean '{}'?".format(close[0]) if close else ""
 
 
 def _add_format(add: argparse.ArgumentParser) -> None:
@@ -267,6 +273,8 @@ def _wrapped(head: str, text: str) -> List[str]:
 
 
 def _print_json(document: Any) -> int:
+    import json
+
     return _print([json.dumps(document, indent=2)])
 
 

@@ -37,7 +37,7 @@ DIMENSIONS: Dict[str, Optional[str]] = {
 
 #: The class of a row follows from these; the kernel always tells them apart.
 _FOR_CLASS = ("NT_BY_REASON", "NT_BY_LOCATION")
-_KEEP_STACKS = 4096
+_MAX_KNOWN = 4096
 _SETTLE_S = 0.5
 _LOST_EVENTS = ("ring_full", "perf_lost", "rate_limited", "group_full")
 
@@ -58,6 +58,7 @@ class DropOptions:
     :ivar count: events to show, 0: no limit.
     :ivar top: rows to show per report.
     :ivar max_entries: rows the kernel can keep.
+    :ivar explain: the summary tells how many drops each step of the filter refused.
     """
 
     criteria: Mapping[str, Any]
@@ -105,6 +106,8 @@ class DropEngine(Engine):
         self.shown = self.hidden = self.after_count = 0
         self._codes, self._sense = self._wanted_reasons()
         self._configure()
+        if self._places.symbols.note:
+            self.warnings.append(self._places.symbols.note)
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -118,10 +121,21 @@ class DropEngine(Engine):
         super().begin()
 
     def header(self) -> Dict[str, Any]:
-        if self._names:
-            return {}
-        because = "this kernel gives none; what the function tells is marked as derived"
-        return {"degraded": [{"feature": "drop reasons", "because": because}]}
+        fields: Dict[str, Any] = {"limits": {"max_events": self._options.max_events or None}}
+        if self._options.devices:
+            fields["devices"] = [
+                {
+                    "interface": device.name,
+                    "ifindex": device.ifindex,
+                    "netns_inum": device.netns_inum,
+                    "kind": device.kind,
+                }
+                for device in self._options.devices
+            ]
+        if not self._names:
+            because = "this kernel gives none; what the function tells is marked as derived"
+            fields["degraded"] = [{"feature": "drop reasons", "because": because}]
+        return fields
 
     def channel(self) -> Optional[Any]:
         return self.obj.channel() if self.counts_events else None
@@ -291,7 +305,7 @@ class DropEngine(Engine):
                 fields["reason"] = derived.reason
                 fields["reason_derived"] = True
                 fields["reason_also"] = list(derived.also) or None
-        if len(self._judged) >= _KEEP_STACKS:
+        if len(self._judged) >= _MAX_KNOWN:
             self._judged.clear()
         self._judged[key] = fields
         return fields
@@ -346,7 +360,7 @@ class DropEngine(Engine):
         known = self._stacks.get(raw)
         if known is None:
             known = self._places.stack(raw, location)
-            if len(self._stacks) >= _KEEP_STACKS:
+            if len(self._stacks) >= _MAX_KNOWN:
                 self._stacks.clear()
             self._stacks[raw] = known
         return known
@@ -406,12 +420,12 @@ class DropEngine(Engine):
         for name, value in judged.items():
             if name.startswith("reason") and "reason" in by:
                 fields[name] = value
-            if name.startswith("caller") and "location" in by:
+            if name in ("caller", "caller_module") and "location" in by:
                 fields[name] = value
         if "reason" in by:
             ident += [judged["reason"], code]
         if "location" in by:
-            ident.append(location)
+            ident.append(judged["caller"] or location)
         if "device" in by:
             fields.update(self._device_fields(ifindex, netns))
             ident += [ifindex, netns]
@@ -434,9 +448,7 @@ class DropEngine(Engine):
                 return None
             self._sent_stacks[number] = "{:016x}".format(number)
             frames = self._places.stack(raw, location)
-            writer.record(
-                "stack", id=self._sent_stacks[number], kind="kernel", frames=frames
-            )
+            writer.record("stack", id=self._sent_stacks[number], kind="kernel", frames=frames)
         return self._sent_stacks[number]
 
     # -- accounting ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import (
     Tuple,
 )
 
-from ntools._loader import BpfObject
+from ntools._loader import BpfObject, MapView
 from ntools.engine.run import Engine, filter_config
 from ntools.host.devices import Device
 from ntools.host.guests import MacSeed
@@ -183,16 +183,16 @@ class FlightEngine(Engine):
         """Pronounce on flights that no longer move, and fetch those the kernel ended."""
         self._fetch_graves(writer)
         limit = time.monotonic_ns() - int(self._options.timeout_s * 1e9)
-        flights = self.obj.map("flights")
         last = self._at["last_ns"]
-        for head, value in list(flights.items_bytes()):
-            if self._layout.codec.unpack(value)[last] >= limit:
-                continue
-            record = flights.lookup(head)
-            # Gone: it completed meanwhile. Moved: it is alive after all.
-            if record is None or record[last] >= limit or not flights.delete(head):
-                continue
-            self._pronounce(record, self._verdict(record), writer)
+        for flights in self._under_way():
+            for key, value in list(flights.items_bytes()):
+                if self._layout.codec.unpack(value)[last] >= limit:
+                    continue
+                record = flights.lookup(key)
+                # Gone: it completed meanwhile. Moved: it is alive after all.
+                if record is None or record[last] >= limit or not flights.delete(key):
+                    continue
+                self._pronounce(record, self._verdict(record), writer)
 
     def report(self, writer: "Writer", last: bool) -> None:
         """Histograms and ends: of the interval, or of the whole run at its end."""
@@ -207,14 +207,16 @@ class FlightEngine(Engine):
         """Close the entry, give packets under way the chance to end, take the rest as open."""
         self.obj.configure(entry_open=0)
         deadline = time.monotonic() + min(self._options.timeout_s, 0.25)
-        flights = self.obj.map("flights")
-        while time.monotonic() < deadline and any(True for _ in flights.items_bytes()):
+        while time.monotonic() < deadline and any(
+            True for flights in self._under_way() for _ in flights.items_bytes()
+        ):
             time.sleep(0.01)
         self.obj.configure(enabled=0)
         time.sleep(0.01)  # a program that began before that has ended by now
         self.sweep(writer)
-        for _, value in list(flights.items_bytes()):
-            self._pronounce(self._layout.codec.unpack(value), "open", writer)
+        for flights in self._under_way():
+            for _, value in list(flights.items_bytes()):
+                self._pronounce(self._layout.codec.unpack(value), "open", writer)
 
     def totals(self) -> Dict[str, Any]:
         """The accounting of both directions together, and the rejections of --explain."""
@@ -257,6 +259,10 @@ class FlightEngine(Engine):
             topology.pass_through, topology.others,
         ):  # fmt: skip
             yield from devices
+
+    def _under_way(self) -> Sequence[MapView]:
+        """The maps that hold packets which have not ended."""
+        return self.obj.map("flights"), self.obj.map("parked")
 
     def _fetch_graves(self, writer: "Writer") -> None:
         graves = self.obj.map("graves")

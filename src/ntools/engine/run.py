@@ -114,6 +114,7 @@ def drive(engine: Engine, writer: "Writer", limits: Limits, args: Dict[str, Any]
     """
     with _Signals() as signals:
         engine.obj.start()
+        engine.channel()  # without a reader in place, perf pages refuse every event
         engine.begin()
         writer.header(**_header(engine, limits, args))
         print(ready_line(engine.obj), file=sys.stderr, flush=True)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 from ..model.clock import wall_text
 from ..model.flow import flow_text
 from ..model.reasons import classify, explain
 from .text import Column, hint_lines, number, table, wrap
 
-__all__ = ["event_lines", "report_lines", "summary_lines", "why_lines"]
+__all__ = ["DropView", "event_lines", "report_lines", "summary_lines", "why_lines"]
 
 _COLUMNS = (
     Column("packets"),
@@ -25,22 +25,78 @@ _COLUMNS = (
 _FRAMES = 5
 
 
+class DropView:
+    """View of a run: a few lines per packet, or a table per report.
+
+    :param netns_inum: namespace of the command: drops in it need none in their line.
+    :param mark: name the class of packets that are dropped normally.
+    :param verbose: whole stacks, CPU and task.
+    :param explain: how the points were attached.
+    """
+
+    def __init__(self, netns_inum: int, mark: bool, verbose: bool, explain: bool) -> None:
+        self._netns_inum, self._mark, self._verbose = netns_inum, mark, verbose
+        self._explain = explain
+        self._explained: Set[Any] = set()
+        self._title = ""
+        self._rows: List[Dict[str, Any]] = []
+        self._stacks: Dict[str, Any] = {}
+
+    def header(self, rec: Dict[str, Any]) -> List[str]:
+        lines = ["Watching for dropped packets. Ctrl-C ends and prints the totals."]
+        for row in rec["degraded"]:
+            lines += wrap("{}: {}".format(row["feature"], row["because"]))
+        if self._explain:
+            for row in rec["points"]:
+                lines.append("{stage}: {attach} {target}".format(**row))
+                for failed in row["candidates_failed"]:
+                    lines += wrap("not {attach} {target}: {text}".format(**failed), indent=2)
+        return lines
+
+    def drop(self, rec: Dict[str, Any]) -> List[str]:
+        lines = event_lines(rec, self._netns_inum, self._mark, self._verbose)
+        key = (rec.get("reason"), rec["class"])
+        if key not in self._explained:
+            self._explained.add(key)
+            lines += why_lines(rec)
+        return lines
+
+    def interval(self, rec: Dict[str, Any]) -> None:
+        seconds = (rec["end_ns"] - rec["start_ns"]) / 1e9
+        self._title = "{}  {:.1f} s".format(wall_text(rec["utc_ns"], 3), seconds)
+
+    def stack(self, rec: Dict[str, Any]) -> None:
+        self._stacks[rec["id"]] = rec["frames"]
+
+    def drop_group(self, rec: Dict[str, Any]) -> Optional[List[str]]:
+        self._rows.append(rec)
+        if not rec.get("other"):
+            return None
+        rows, self._rows = self._rows, []
+        title = "whole run" if rec["agg"] == "total" else self._title
+        return report_lines(title, rows, self._stacks, self._verbose)
+
+    def summary(self, rec: Dict[str, Any]) -> List[str]:
+        return summary_lines(rec)
+
+
 def event_lines(rec: Mapping[str, Any], netns_inum: int, mark: bool, verbose: bool) -> List[str]:
     """A packet: when, why, on which device, whose; below it the place and the stack.
 
     :param netns_inum: of the command: drops in it need no namespace in the line.
     :param mark: name the class of packets that are dropped normally.
     """
-    parts = [wall_text(rec["utc_ns"], 6), _reason(rec), _device(rec)]
+    when = wall_text(rec["utc_ns"], 6) + " "
+    parts = [_reason(rec), _device(rec)]
     if rec.get("netns_inum") not in (None, netns_inum):
         parts.append("netns {}".format(rec["netns_inum"]))
     if "vlan_id" in rec:
         parts.append("vlan {}".format(rec["vlan_id"]))
-    parts += [_flow(rec), "len {}".format(rec["len_bytes"])]
+    parts += [_flow(rec), "{}B".format(rec["len_bytes"])]
     if mark and rec["class"] != "drop":
         parts.append("({})".format(rec["class"]))
-    lines = wrap(" ".join(parts), indent=4)
-    lines[0] = lines[0].lstrip()
+    lines = wrap(" ".join(parts), indent=len(when))
+    lines[0] = when + lines[0].lstrip()
     lines += hint_lines("at", _stack_text(rec.get("stack"), verbose) or _caller(rec))
     if verbose:
         who = "cpu {} {}[{}] truesize {}".format(

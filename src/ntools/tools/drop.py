@@ -2,8 +2,7 @@
 """ntools-drop: which packets this kernel drops, why, where, and whose they are."""
 
 import argparse
-import sys
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, List, Optional, Tuple
 
 from ntools.cli import app, options
 
@@ -34,33 +33,34 @@ def parser() -> argparse.ArgumentParser:
     )
     which = made.add_argument_group("what to look for")
     add = which.add_argument
-    add("--reason", type=_names, default=(), metavar="NAMES",
+    add("--reason", type=options.names(), default=(), metavar="NAMES",
         help="only these drop reasons, as in records; 'openvswitch:*' for a subsystem")  # fmt: skip
-    add("--not-reason", type=_names, default=(), metavar="NAMES", help="all but these")
-    add("--location", type=_names, default=(), metavar="NAMES",
+    add("--not-reason", type=options.names(), default=(), metavar="NAMES", help="all but these")
+    add("--location", type=options.names(), default=(), metavar="NAMES",
         help="only drops in these functions; * and ? are wild")  # fmt: skip
     add("--interface", "-n", "--name", dest="interface", metavar="NAMES",
         help="only packets of these devices, NETNS/NAME for other namespaces")  # fmt: skip
     add("--netns", metavar="NAME|PATH|PID",
         help="only this network namespace; devices are looked up there (default: all)")  # fmt: skip
-    add("--type", "--eth-type", dest="eth_type", type=_eth_type, metavar="TYPE",
+    add("--type", "--eth-type", dest="eth_type", type=options.eth_type, metavar="TYPE",
         help="only frames of this type: ipv4, ipv6, arp, lldp... or 0xXXXX")  # fmt: skip
     add("--normal", choices=("hide", "mark", "only", "show"), default="mark",
-        help="frees that are no fault, such as queues emptied at close (default: mark)")  # fmt: skip
+        help="frees that are no fault, such as queues emptied at close (mark)")  # fmt: skip
     options.add_filter(made)
     how = made.add_argument_group("how to show it")
     add = how.add_argument
-    add("--mode", choices=("event", "summary"), help="one record per packet, or a table per interval")
-    add("--group-by", type=_dimensions, metavar="NAMES",
+    add("--mode", choices=("event", "summary"), help="one record per packet or a table")
+    add("--group-by", type=options.names(*_DIMENSIONS, "all"), metavar="NAMES",
         help="rows of the table: {}, or all (default {})".format(
             ", ".join(_DIMENSIONS), ",".join(_DEFAULT)))  # fmt: skip
     add("--top", "-t", type=options.positive, metavar="N", help="rows to show (default 5)")
-    add("--max-entries", type=_entries, metavar="N",
+    add("--max-entries", type=options.number(256, 1 << 20), metavar="N",
         help="rows the kernel keeps (256 to 1048576, default 10240)")  # fmt: skip
     add("--stack", action="store_true", help="rows of the table by stack, too")
     add("--no-stack-trace", action="store_true", help="events without stack")
     add("--rate-limit", "--max-events", dest="rate_limit", type=options.positive, default=10000,
-        metavar="N", help="events per second; more are counted, not shown (default 10000)")  # fmt: skip
+        metavar="N",
+        help="events per second; more are counted, not shown (default 10000)")  # fmt: skip
     options.add_common(made, interval_s=_INTERVAL_S)
     made.set_defaults(interval=None)
     return made
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from ntools.engine.drop import DropEngine, DropOptions
     from ntools.engine.run import Limits, drive
     from ntools.host.netns import current_netns
+    from ntools.output.drop import DropView
     from ntools.tools import COMMANDS
 
     command = COMMANDS["drop"]
@@ -81,9 +82,12 @@ def run(args: argparse.Namespace) -> int:
     group_by = _group_by(args)
     netns, devices = _where(args)
     for name in ("reason", "not_reason", "location", "interface", "netns", "normal"):
-        shown[name] = getattr(args, name) or None
-    shown["netns_inum"] = netns or None
-    shown["eth_type"] = None if args.eth_type is None else "0x{:04x}".format(args.eth_type)
+        if getattr(args, name):
+            shown[name] = getattr(args, name)
+    if netns:
+        shown["netns_inum"] = netns
+    if args.eth_type is not None:
+        shown["eth_type"] = "0x{:04x}".format(args.eth_type)
     overhead = command.overhead["summary" if group_by else "events"]
     with session.open_object(args, "drop") as obj:
         obj.need(*command.needed)
@@ -99,73 +103,15 @@ def run(args: argparse.Namespace) -> int:
 
             plan.print_plan(obj, shown, overhead)
             return 0
-        for line in engine.warnings:
-            print("{}: warning: {}, ignoring".format(args.command, line), file=sys.stderr)
+        session.warn(args, (line + ", ignoring" for line in engine.warnings))
         interval = args.interval if args.interval is not None else _INTERVAL_S * bool(group_by)
-        view = View(current_netns(), args.normal == "mark", args.verbose > 0, args.explain)
+        view = DropView(current_netns(), args.normal == "mark", args.verbose > 0, args.explain)
         return drive(
             engine,
             session.writer(args, view),
             Limits(interval, args.duration, args.count, args.strict),
             {"args": args.argv, "filters": shown, "overhead_class": overhead},
         )
-
-
-class View:
-    """Text: two lines and a stack per packet, or a table per report."""
-
-    def __init__(self, netns_inum: int, mark: bool, verbose: bool, explain: bool) -> None:
-        self._netns_inum, self._mark, self._verbose = netns_inum, mark, verbose
-        self._explain = explain
-        self._explained: Set[Any] = set()
-        self._title = ""
-        self._rows: List[Dict[str, Any]] = []
-        self._stacks: Dict[str, Any] = {}
-
-    def header(self, rec: Dict[str, Any]) -> List[str]:
-        lines = ["Watching for dropped packets. Ctrl-C ends and prints the totals."]
-        for row in rec["degraded"]:
-            lines.append("{}: {}".format(row["feature"], row["because"]))
-        if self._explain:
-            for row in rec["points"]:
-                lines.append("{stage}: {attach} {target}".format(**row))
-                lines += ["  not {attach} {target}: {text}".format(**failed)
-                          for failed in row["candidates_failed"]]  # fmt: skip
-        return lines
-
-    def drop(self, rec: Dict[str, Any]) -> List[str]:
-        from ntools.output import drop
-
-        lines = drop.event_lines(rec, self._netns_inum, self._mark, self._verbose)
-        key = (rec.get("reason"), rec["class"])
-        if key not in self._explained:
-            self._explained.add(key)
-            lines += drop.why_lines(rec)
-        return lines
-
-    def interval(self, rec: Dict[str, Any]) -> None:
-        from ntools.model.clock import wall_text
-
-        seconds = (rec["end_ns"] - rec["start_ns"]) / 1e9
-        self._title = "{}  {:.1f} s".format(wall_text(rec["utc_ns"], 3), seconds)
-
-    def stack(self, rec: Dict[str, Any]) -> None:
-        self._stacks[rec["id"]] = rec["frames"]
-
-    def drop_group(self, rec: Dict[str, Any]) -> Optional[List[str]]:
-        self._rows.append(rec)
-        if not rec.get("other"):
-            return None
-        from ntools.output import drop
-
-        rows, self._rows = self._rows, []
-        title = "whole run" if rec["agg"] == "total" else self._title
-        return drop.report_lines(title, rows, self._stacks, self._verbose)
-
-    def summary(self, rec: Dict[str, Any]) -> List[str]:
-        from ntools.output import drop
-
-        return drop.summary_lines(rec)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -184,8 +130,12 @@ def _group_by(args: argparse.Namespace) -> Tuple[str, ...]:
         )
     if args.mode != "summary" and not implied:
         return ()
-    names = args.group_by or _DEFAULT
-    return tuple(n for n in _DIMENSIONS if n in names or (n == "stack" and args.stack))
+    names = set(args.group_by or _DEFAULT)
+    if "all" in names:
+        names.update(_DEFAULT, ("fivetuple", "stack"))
+    if args.stack:
+        names.add("stack")
+    return tuple(name for name in _DIMENSIONS if name in names)
 
 
 def _where(args: argparse.Namespace) -> Tuple[int, List[Any]]:
@@ -199,34 +149,31 @@ def _where(args: argparse.Namespace) -> Tuple[int, List[Any]]:
     return (devices.netns_inum if args.netns else 0), found
 
 
-def _names(text: str) -> Tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError("no name in '{}'".format(text))
-    return names
-
-
-def _dimensions(text: str) -> Tuple[str, ...]:
-    names = _names(text)
-    unknown = [name for name in names if name not in _DIMENSIONS + ("all",)]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            "'{}' is none of {}, all".format(unknown[0], ", ".join(_DIMENSIONS))
-        )
-    return ("reason", "location", "device", "fivetuple", "stack") if "all" in names else names
-
-
-def _entries(text: str) -> int:
-    value = options.positive(text)
-    if not 256 <= value <= 1 << 20:
-        raise argparse.ArgumentTypeError("'{}' is not between 256 and 1048576".format(text))
-    return value
-
-
-def _eth_type(text: str) -> int:
-    from ntools.model.flow import parse_eth_type
-
-    try:
-        return parse_eth_type(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error))
+MANUAL = {
+    "DESCRIPTION": "Shows every packet the kernel frees as dropped, with the kernel's reason, the "
+    "function that dropped it and the stack; or counts them in the kernel, in a table grouped as "
+    "asked. A table is chosen by --mode summary and implied by --group-by, --top, --max-entries "
+    "and --stack. Filters work in the kernel, in this order: reason, location, namespace and "
+    "device, packet. Without --netns all network namespaces are watched.",
+    "OUTPUT": "An event has the time, the reason, the device, the flow and the length in bytes; "
+    "below it, after 'at', the place and its callers (all of them with -v), and once per reason "
+    "what it means and what to look at next. A reason after ~ is concluded from the function, "
+    "because the kernel gives none there. In parentheses is the class of a free that usually is "
+    "no fault, such as purge: a queue emptied at close; --normal hide leaves these out where "
+    "they are harmless. A table has packets, bytes and the columns it is grouped by; its last "
+    "line counts what has no row. The summary says how many drops matched the filters and how "
+    "many of them were shown; the difference is in the loss line. Totals by reason are exact "
+    "whatever was lost.",
+    "OVERHEAD": "Class low for tables, variable for events. Nothing runs for packets that are "
+    "delivered; a drop costs the filter, then one record or one update of a map. Measure the cost "
+    "per drop with kernel.bpf_stats_enabled=1 and the fields bpf_ns and runs of the summary. "
+    "--rate-limit bounds the events per second; more are counted as rate_limited.",
+    "LIMITS": "Packets lost without being freed as a drop are not seen: ring overruns of a NIC, "
+    "XDP_DROP, conntrack or Open vSwitch freeing them as consumed. What waits in a socket belongs "
+    "to no device and no namespace any more: --netns and --interface leave its purge out. Kernels "
+    "before 5.17 give no reasons. On kernels without reasons, answers to ping look like drops "
+    "without socket although they were delivered. Rows of the table are never given back: with "
+    "many short flows raise --max-entries, or group by port. Segments of one GSO packet count as "
+    "one drop.",
+    "SEE ALSO": "ntools-vm-latency(8), ntools(8)",
+}

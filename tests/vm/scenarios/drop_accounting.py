@@ -21,9 +21,9 @@ def _flood(env: Mapping[str, str]) -> None:
     with Namespace("h") as ns:
         with watch(ns, "--dst-port", "7777", "--ring-size", "4K", "--strict",
                    "--rate-limit", "1000000000", env=env) as tool:
-            tool.signal(signal.SIGSTOP)
+            tool.send_signal(signal.SIGSTOP)
             sent = udp(ns, _LO, 7777, _MANY, wait_s=0.2).sent
-            tool.signal(signal.SIGCONT)
+            tool.send_signal(signal.SIGCONT)
             result = tool.stop()
     check_records(result)
     counts = accounted(result)

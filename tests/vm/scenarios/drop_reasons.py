@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from typing import Any
 
@@ -10,11 +11,10 @@ from lab.drops import checked, gives_reasons, reason, rows, watch
 from lab.expect import all_of, at_least, contains, equal
 from lab.raw import RawSocket, ethernet, ipv4, udp_datagram
 from lab.scenario import scenario
-from lab.topo import (
-    E_IP, E_IP6, E_MAC, HOST_IP, HOST_IP6, HOST_MAC, VM_IP, bridge_topo,
-)  # fmt: skip
+from lab.tool import Tool
+from lab.topo import E_IP, E_IP6, E_MAC, HOST_IP, HOST_IP6, HOST_MAC, VM_IP, bridge_topo
 
-# Another path dropped it: the number of the place is one of these.
+# Where datagrams without a socket end; compilers inline one into the other.
 _UDP_ENTRY = ("__udp4_lib_rcv", "__udp6_lib_rcv", "udp_rcv", "udpv6_rcv", "udp_unicast_rcv_skb")
 
 
@@ -51,8 +51,8 @@ def no_socket_ipv6(lab: Any) -> None:
 
 
 @scenario(requires=("bridge",))
-def foreign_and_tagged_frames(lab: Any) -> None:
-    """9 frames to a foreign address and 4 with a tag nobody knows; --vlan tells them apart."""
+def foreign_frames(lab: Any) -> None:
+    """9 frames to a foreign address and 4 with a tag nobody knows: none is for us."""
     def frame(mac: str, vlan: Any) -> bytes:
         packet = ipv4(E_IP, HOST_IP, 17, udp_datagram(1000, 7777, b"Z" * 40))
         return ethernet(mac, E_MAC, 0x0800, packet, vlan)
@@ -61,7 +61,6 @@ def foreign_and_tagged_frames(lab: Any) -> None:
         # Promiscuous, so that the bridge hands up what is not for it.
         topo.h.ip("link set br0 promisc on")
         with watch(topo.h, "--interface", "br0") as every, \
-                watch(topo.h, "--vlan", "100") as tagged, \
                 watch(topo.h, "--normal", "hide") as hiding, \
                 RawSocket(topo.e, topo.wire) as sock:
             for _ in range(9):
@@ -69,14 +68,13 @@ def foreign_and_tagged_frames(lab: Any) -> None:
             for _ in range(4):
                 sock.send(frame(HOST_MAC, 100))
             every.wait_for(lambda recs: sum(r["type"] == "drop" for r in recs) >= 13)
-            results = [tool.stop() for tool in (every, tagged, hiding)]
-    found = checked(results[0], 13)
+            result, hidden = every.stop(), hiding.stop()
+    found = checked(result, 13)
     for rec in found:
-        equal(reason(results[0], rec), "otherhost", "reason", rec)
+        equal(reason(result, rec), "otherhost", "reason", rec)
     all_of(found, "drop", **{"class": "not-for-us", "interface": "br0"})
-    all_of(checked(results[1], 4), "drop", vlan_id=100)
-    checked(results[2], 0)
-    equal(results[2].summary["counts"]["hidden"], 13, "hidden")
+    checked(hidden, 0)
+    equal(hidden.summary["counts"]["hidden"], 13, "hidden")
 
 
 @scenario(requires=("bridge", "nft"))
@@ -105,8 +103,6 @@ def wanted_reasons(lab: Any) -> None:
         with watch(topo.h) as tool:
             kernel_has = gives_reasons(tool.stop())
         if not kernel_has:
-            from lab.tool import Tool
-
             with Tool(topo.h, "ntools-drop", ["--reason", "no_socket"], ready=False) as tool:
                 result = tool.wait()
             equal(result.status, 3, "exit status", result.stderr)
@@ -149,6 +145,44 @@ def full_qdisc(lab: Any) -> None:
     at_least(dropped, sum(deltas), "drops of the whole run against those of the intervals")
 
 
+@scenario(requires=("bridge", "tbf"))
+def full_qdisc_tag_in_the_frame(lab: Any) -> None:
+    """Tagged and untagged frames at a tbf over its limit: --vlan takes those with the tag."""
+    packet = ipv4(HOST_IP, E_IP, 17, udp_datagram(1000, 7777, b"Z" * 900))
+    with bridge_topo(vms=0, static_neigh=True) as topo:
+        qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
+        with watch(topo.h, "--src-ip", HOST_IP) as every, \
+                watch(topo.h, "--vlan", "100") as tagged, \
+                watch(topo.h, "--vlan", "none", "--src-ip", HOST_IP) as untagged, \
+                RawSocket(topo.h, "phy0") as sock:
+            for number in range(60):
+                vlan = 100 if number % 3 else None
+                with contextlib.suppress(OSError):  # it learns that the frame was dropped
+                    sock.send(ethernet(E_MAC, HOST_MAC, 0x0800, packet, vlan))
+            results = [tool.stop() for tool in (every, tagged, untagged)]
+        dropped = qdisc.stats()["drops"]
+    found = checked(results[0], dropped)
+    count = sum("vlan_id" in rec for rec in found)
+    at_least(count, 20, "tagged drops")
+    all_of(checked(results[1], count), "drop", vlan_id=100, interface="phy0", dst_port=7777)
+    checked(results[2], dropped - count)
+
+
+@scenario(requires=("bridge", "tbf", "vlan"))
+def full_qdisc_tag_in_the_skb(lab: Any) -> None:
+    """The tag of a VLAN device travels beside the data: --vlan finds it there."""
+    with bridge_topo(vms=0, static_neigh=True, vlan=100) as topo:
+        qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
+        with watch(topo.h, "--vlan", "100", "--dst-port", "7777") as tool, \
+                watch(topo.h, "--vlan", "101") as other:
+            topo.udp(E_IP, 7777, 60, 900, ns=topo.h, wait_s=0.2)
+            results = tool.stop(), other.stop()
+        dropped = qdisc.stats()["drops"]
+    at_least(dropped, 40, "drops of tc -s qdisc")
+    all_of(checked(results[0], dropped), "drop", vlan_id=100, src_ip=HOST_IP, dst_ip=E_IP)
+    checked(results[1], 0)
+
+
 @scenario(requires=("bridge", "tun"))
 def stalled_tap(lab: Any) -> None:
     """A machine that does not read: what its ring of 10 does not hold is dropped and shown."""
@@ -177,15 +211,19 @@ def stalled_tap(lab: Any) -> None:
 
 @scenario(requires=("bridge",))
 def full_socket(lab: Any) -> None:
-    """A socket nobody reads: the surplus is a drop, the rest is purged when it is closed."""
+    """A socket nobody reads: the surplus is a drop, the rest is purged when it is closed.
+
+    What waits in the socket belongs to no device and no namespace any more.
+    """
+    port = str(20000 + os.getpid() % 10000)
     with bridge_topo(vms=0, static_neigh=True) as topo:
-        with contextlib.ExitStack() as stack:
-            with topo.h.entered():
-                sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with topo.h.entered():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
-            sock.bind((HOST_IP, 7777))
-            with watch(topo.h, "--dst-port", "7777") as tool:
-                topo.udp(HOST_IP, 7777, 50, 500, wait_s=0.2)
+            sock.bind((HOST_IP, int(port)))
+            with Tool(topo.h, "ntools-drop", ["--dst-port", port, "--format", "json"]) as tool:
+                topo.udp(HOST_IP, int(port), 50, 500, wait_s=0.2)
                 sock.close()
                 tool.wait_for(lambda recs: sum(rec["type"] == "drop" for rec in recs) >= 50)
                 result = tool.stop()
@@ -194,7 +232,10 @@ def full_socket(lab: Any) -> None:
     at_least(len(full), 30, "drops at the full socket")
     for rec in full:
         equal(reason(result, rec), "socket_rcvbuff", "reason", rec)
-    all_of([rec for rec in found if rec not in full], "drop", **{"class": "purge"})
+    all_of(full, "drop", interface="br0")
+    purged = [rec for rec in found if rec not in full]
+    all_of(purged, "drop", **{"class": "purge"})
+    equal([rec["interface"] for rec in purged if "interface" in rec], [], "devices of the purged")
 
 
 @scenario(requires=("bridge",))

@@ -181,7 +181,7 @@ def same_ifindex_elsewhere(lab: Any) -> None:
         index = topo.h.json(["ip", "-j", "link", "show", "dev", "vnet0"])[0]["ifindex"]
         there = {link["ifindex"]: link["ifname"] for link in topo.e.json(["ip", "-j", "link"])}
         if index not in there:
-            topo.e.ip(f"link add twin0 index {index} type veth peer name twin1",
+            topo.e.ip(f"link add twin0 index {index} type veth peer name twin1 index {index + 50}",
                       "link set twin0 up", "link set twin1 up", "addr add 10.8.0.1/24 dev twin0")
         lab.log(f"index {index} in the other namespace:", there.get(index, "twin0"))
         with follow(topo) as tool:
