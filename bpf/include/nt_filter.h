@@ -80,7 +80,7 @@ static __always_inline int nt_dirs(__u64 as_asked, __u64 swapped)
 	return (as_asked ? 0 : NT_DIR_AS_ASKED) | (swapped ? 0 : NT_DIR_SWAPPED);
 }
 
-/* Both compare 8 bytes at a time and return what differs; a MAC address has 2 other bytes behind. */
+/* What differs, 8 bytes at a time; the last 2 bytes are not of the MAC address. */
 static __always_inline __u64 nt_ip_diff(const __u8 *ip, const __u8 *net, const __u8 *mask)
 {
 	const __u64 *a = __builtin_assume_aligned(ip, 8);

@@ -10,8 +10,8 @@
  *	}
  *
  * VLAN in the skb and two tags in the data, ARP, IPv4 with options, IPv6 with up to 6 extension
- * headers, TCP, UDP, ICMP, SCTP; nt_parse_inner() looks into VXLAN, Geneve and GRE. Only the
- * linear part is read, each header in one piece. What could not be read is told by flags, never
+ * headers, TCP, UDP, ICMP, SCTP; nt_tunnel.h goes on inside VXLAN, Geneve and GRE. Only the linear
+ * part is read, each header in one piece. What could not be read is told by flags, never
  * guessed: without NT_PKT_L4 there are no ports.
  *
  * All functions are inlined, without loops and global data. Offsets count from skb->head and are
@@ -27,6 +27,7 @@
 
 #include "nt_compat.h"
 #include "nt_types.h"
+#include "nt_wire.h"
 
 /* Where the headers are, and how to read them. Constants: one NT_AT_*, combined with the others. */
 enum nt_where {
@@ -36,17 +37,12 @@ enum nt_where {
 	NT_AT_ANY = 3,	/* free.*: network offset if it makes sense, else MAC header, else data */
 	NT_AT_MASK = 3,
 	NT_DIRECT = 1 << 2,  /* the verifier knows the type of skb: plain loads */
-	NT_LEN_SKB = 1 << 3, /* the length in the IP header is not set yet (l4.out .. l3.local_out) */
+	NT_LEN_SKB = 1 << 3, /* the IP header has no length yet: l4.out .. l3.local_out */
 	NT_NO_MAC = 1 << 4,  /* MAC addresses are not wanted */
 };
 
 #define NT_EXT_MAX 6
-#define NT_ETH_MIN_TYPE 0x600
 #define NT_MAC_UNSET 0xffff
-
-#define NT_PORT_GENEVE 6081
-#define NT_PORT_VXLAN 4789
-#define NT_PORT_VXLAN_OLD 8472
 
 /* What the parser needs of an skb. */
 struct nt_skb {
@@ -68,114 +64,6 @@ struct nt_span {
 	__u64 linear;
 	__u64 end;
 };
-
-/* Wire formats. */
-
-struct nt_ethhdr {
-	__u8 dst[6];
-	__u8 src[6];
-	__be16 proto;
-};
-
-struct nt_vlanhdr {
-	__be16 tci;
-	__be16 proto;
-};
-
-struct nt_arphdr {
-	__be32 types;	/* of hardware and protocol addresses */
-	__be16 lengths; /* of these */
-	__be16 op;
-	__u8 sha[6];
-	__u8 spa[4];
-	__u8 tha[6];
-	__u8 tpa[4];
-};
-
-/* Ethernet and IPv4 addresses: nothing else is in use. */
-#define NT_ARP_TYPES 0x00010800
-#define NT_ARP_LENGTHS 0x0604
-
-struct nt_iphdr {
-	__u8 version_ihl;
-	__u8 tos;
-	__be16 total_len;
-	__be16 id;
-	__be16 frag_off;
-	__u8 ttl;
-	__u8 protocol;
-	__sum16 check;
-	__be32 src;
-	__be32 dst;
-};
-
-struct nt_ipv6hdr {
-	__be32 version_class_flow;
-	__be16 payload_len;
-	__u8 next;
-	__u8 hop_limit;
-	__u64 src[2];
-	__u64 dst[2];
-};
-
-/* The first 8 bytes of every extension header; frag_* as in the fragment header. */
-struct nt_ipv6ext {
-	__u8 next;
-	__u8 len;
-	__be16 frag_off;
-	__be32 frag_id;
-};
-
-#define NT_NEXT_ROUTING 43
-#define NT_NEXT_FRAGMENT 44
-#define NT_NEXT_AUTH 51
-#define NT_NEXT_DEST_OPTS 60
-#define NT_NEXT_DATA 0x100
-#define NT_EXT_SET                                                                                 \
-	(1ULL | 1ULL << NT_NEXT_ROUTING | 1ULL << NT_NEXT_FRAGMENT | 1ULL << NT_NEXT_AUTH |        \
-	 1ULL << NT_NEXT_DEST_OPTS)
-
-struct nt_tcphdr {
-	__be16 src_port;
-	__be16 dst_port;
-	__be32 seq;
-	__be32 ack;
-	__u8 off;
-	__u8 flags;
-	__be16 window;
-	__be16 check;
-	__be16 urgent;
-};
-
-/* Ports of UDP and its relatives; type and code of ICMP with the two words of an echo. */
-struct nt_l4hdr {
-	union {
-		__be16 src_port;
-		struct {
-			__u8 type;
-			__u8 code;
-		};
-	};
-	__be16 dst_port;
-	__be16 id;
-	__be16 seq;
-};
-
-/* The first 8 bytes of VXLAN, Geneve and GRE; names are those of GRE. */
-struct nt_tunhdr {
-	__u8 flags;
-	__u8 version;
-	__be16 proto;
-	__be32 word;
-};
-
-#define NT_GRE_CHECKSUM 0x80
-#define NT_GRE_ROUTING 0x40
-#define NT_GRE_KEY 0x20
-#define NT_GRE_SEQUENCE 0x10
-#define NT_GRE_VERSION 0x07
-#define NT_GENEVE_OPTIONS 0x3f
-#define NT_VXLAN_VNI 0x08
 
 /*
  * Hides from the compiler where the packet is: it would keep every field in a register or a copy
@@ -577,9 +465,9 @@ static __always_inline __u64 nt_ethernet(struct nt_span *s, __u64 *proto, struct
 }
 
 /*
- * head and data, neighbours in every kernel so far, as plain numbers. Not loaded directly: since
- * v6.17 the verifier makes a pointer of such a load, wants to know every offset added to it
- * exactly, and follows each combination of header lengths on its own.
+ * head and data, neighbours in every kernel so far, as plain numbers. Never loaded directly: newer
+ * verifiers (found on 6.18) make a pointer of such a load, want to know every offset added to it
+ * exactly, and follow each combination of header lengths on its own.
  */
 struct nt_skb_base {
 	__u64 head;
@@ -709,87 +597,6 @@ static __always_inline int nt_parse_skb(struct sk_buff *skb, const int where, st
 	if (nt_skb_load(skb, where, &m))
 		return -1;
 	return nt_parse_at(&m, where, p);
-}
-
-/*
- * Finds what is inside the VXLAN (UDP 4789, 8472), Geneve (6081) or GRE tunnel whose outer
- * headers are in *p: s->off is there, *proto its EtherType.
- */
-static __always_inline __u64 nt_tunnel(struct nt_span *s, const struct nt_pkt *p, __u64 *proto,
-				       __u32 *id)
-{
-	const __u64 port = p->tuple.dst_port;
-	const bool gre = p->tuple.protocol == NT_IP_GRE;
-	struct nt_tunhdr hdr;
-	__u64 why;
-
-	s->off += gre ? p->l4_off : p->payload_off;
-	if (p->frag_off || !s->off)
-		return NT_STOP;
-	if (!gre && (p->tuple.protocol != NT_IP_UDP ||
-		     (port != NT_PORT_VXLAN && port != NT_PORT_VXLAN_OLD && port != NT_PORT_GENEVE)))
-		return NT_STOP;
-	why = nt_header(s, &hdr, sizeof(hdr));
-	if (why)
-		return why;
-	*proto = bpf_ntohs(hdr.proto);
-	if (gre) {
-		if ((hdr.version & NT_GRE_VERSION) || (hdr.flags & NT_GRE_ROUTING))
-			return NT_STOP;
-		/* A word each, in this order, if present: checksum, key, sequence number. */
-		s->off += 4;
-		if (hdr.flags & NT_GRE_CHECKSUM)
-			s->off += 4;
-		if (hdr.flags & NT_GRE_KEY) {
-			why = nt_header(s, &hdr.word, sizeof(hdr.word));
-			if (why)
-				return why;
-			*id = bpf_ntohl(hdr.word);
-			s->off += 4;
-		}
-		if (hdr.flags & NT_GRE_SEQUENCE)
-			s->off += 4;
-	} else {
-		*id = bpf_ntohl(hdr.word) >> 8;
-		s->off += sizeof(hdr);
-		if (port == NT_PORT_GENEVE)
-			s->off += (hdr.flags & NT_GENEVE_OPTIONS) * 4;
-		else if (hdr.flags & NT_VXLAN_VNI)
-			*proto = NT_ETH_TEB;
-		else
-			return NT_STOP;
-	}
-	return *proto == NT_ETH_TEB || *proto == NT_ETH_IPV4 || *proto == NT_ETH_IPV6 ? 0 : NT_STOP;
-}
-
-/*
- * Replaces *p, just parsed from this skb, by the packet inside its tunnel. Returns 1 if there is
- * one, 0 if not (then *p is as before; a tunnel header that is not linear adds
- * NT_PKT_TRUNCATED), -1 when memory could not be read.
- */
-static __always_inline int nt_parse_inner(const struct nt_skb *m, struct nt_pkt *p)
-{
-	struct nt_span s = {
-		.head = m->head, .off = m->zero, .linear = m->linear, .end = m->end
-	};
-	__u64 proto = 0, why;
-	__u32 id = 0;
-
-	NT_OPAQUE(p);
-	why = nt_tunnel(&s, p, &proto, &id);
-	if (why) {
-		p->flags |= why;
-		return nt_parsed(p);
-	}
-	nt_pkt_init(p, m->zero);
-	p->tunnel_id = id;
-	p->flags = NT_PKT_TUNNEL;
-	if (proto == NT_ETH_TEB)
-		why = nt_ethernet(&s, &proto, p);
-	p->flags |= why;
-	if (!why)
-		nt_parse_rest(&s, proto, 0, p);
-	return nt_parsed(p) ? -1 : 1;
 }
 
 #endif

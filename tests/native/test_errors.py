@@ -17,7 +17,7 @@ from lab.bpfsys import BpfObjects, bpf_leftovers, bpf_snapshot
 from object.bpfrun import obstacle
 
 import ntools
-from ntools.tools import COMMANDS, Command
+from ntools.cli.commands import COMMANDS, Command
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 

@@ -17,7 +17,7 @@ from lab.netns import Namespace
 from object.bpfrun import obstacle
 
 import ntools
-from ntools.tools import COMMANDS
+from ntools.cli.commands import COMMANDS
 
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 

@@ -11,10 +11,9 @@ from types import TracebackType
 from typing import Any, Iterable, Mapping, Optional
 
 import cffi
-
 from object.btfread import ARRAY, STRUCT, UNION, Btf
 
-__all__ = ["HERE", "Record", "RunObject", "build", "index", "obstacle"]
+__all__ = ["ARCH", "HERE", "Record", "RunObject", "build", "index", "obstacle"]
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parents[1]

@@ -6,8 +6,10 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-__all__ = ["A4", "A6", "B4", "B6", "ICMPV6", "MAC_A", "MAC_B", "NEXT", "arp", "eth", "ext", "fragment",
-           "geneve", "gre", "icmp", "ip4", "ip6", "pad16", "tcp", "udp", "vlan", "vxlan"]  # fmt: skip
+__all__ = [
+    "A4", "A6", "B4", "B6", "ICMPV6", "MAC_A", "MAC_B", "NEXT", "arp", "eth", "ext", "fragment",
+    "geneve", "gre", "icmp", "ip4", "ip6", "pad16", "tcp", "udp", "vlan", "vxlan",
+]  # fmt: skip
 
 MAC_A, MAC_B = bytes.fromhex("5254000900aa"), bytes.fromhex("5254000900bb")
 A4, B4 = ipaddress.ip_address("192.0.2.1").packed, ipaddress.ip_address("198.51.100.2").packed

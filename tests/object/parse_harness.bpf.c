@@ -14,6 +14,7 @@
 #include "nt_filter.h"
 #include "nt_identity.h"
 #include "nt_parse.h"
+#include "nt_tunnel.h"
 
 #define TEST_MARK 0x6e740000
 

@@ -3,33 +3,45 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional
 
 import pytest
-
-from object.bpfrun import HERE, Record, RunObject, build, index, obstacle
+from object.bpfrun import ARCH, HERE, Record, RunObject, build, index, obstacle
 from object.btfread import ENUM, Btf
 from object.oracle import FLAGS
 
-__all__ = ["HEADROOM", "Parser", "flags_of", "harness_fixture", "parser_fixture"]
+__all__ = ["HEADROOM", "Parser", "compiled", "flags_of", "harness_fixture", "parser_fixture"]
 
-HARNESS = HERE / "parse_harness.bpf.c"
 # Bytes before the packet: room for MAC header and tags, as in a real buffer.
 HEADROOM = 64
 # What memory behind the end holds, so that a read too far shows.
 BEHIND = b"\xc7"
 
 
-@pytest.fixture(scope="module", name="harness")
-def harness_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled harness, where it can run."""
-    if obstacle():
-        pytest.skip(obstacle())
+@functools.lru_cache(maxsize=None)
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="ntools-harness-")
+
+
+@functools.lru_cache(maxsize=None)
+def compiled(arch: str = ARCH) -> Path:
+    """The harness as an object; made once, it takes seconds."""
     if not shutil.which("clang"):
         pytest.skip("needs clang")
-    return build(HARNESS, tmp_path_factory.mktemp("harness") / "parse_harness.o")
+    target = Path(_directory().name) / f"parse_harness.{arch}.o"
+    return build(HERE / "parse_harness.bpf.c", target, arch)
+
+
+@pytest.fixture(scope="module", name="harness")
+def harness_fixture() -> Path:
+    """The harness, where it can run."""
+    if obstacle():
+        pytest.skip(obstacle())
+    return compiled()
 
 
 def flags_of(result: Mapping[str, Any]) -> set[str]:

@@ -113,10 +113,10 @@ def test_arp_digest(parser: Parser) -> None:
 
 
 def test_spread(parser: Parser) -> None:
-    """20,000 packets of one flow: no more equal digests than chance, bits evenly used."""
+    """5,000 packets of one flow: no more equal digests than chance, bits evenly used."""
     source = random.Random(1)
-    seen = [digest(parser, p.ip4(p.udp(source.randbytes(8)), 17)) for _ in range(20000)]
-    assert len(set(seen)) >= 19998
+    seen = [digest(parser, p.ip4(p.udp(source.randbytes(8)), 17)) for _ in range(5000)]
+    assert len(set(seen)) >= 4999
     for bit in range(32):
-        assert 9500 < sum(value >> bit & 1 for value in seen) < 10500
+        assert 2300 < sum(value >> bit & 1 for value in seen) < 2700
     assert 0 not in seen

@@ -176,7 +176,7 @@ def test_any_arp(parser: Parser) -> None:
         assert flags == {"L2", "L3"} and pkt["arp_op"] == 1
 
 
-@pytest.mark.parametrize("linear", range(0, len(FRAME)))
+@pytest.mark.parametrize("linear", range(len(FRAME)))
 def test_part_of_the_packet_is_linear(parser: Parser, linear: int) -> None:
     """len - data_len bytes from data on."""
     rest = len(FRAME) - linear

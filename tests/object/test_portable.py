@@ -12,7 +12,7 @@ from object.btfread import ARRAY, INT, STRUCT, UNION
 
 from ntools._loader.btf import Types
 from ntools._loader.kernel import MECHANISMS
-from ntools.tools import COMMANDS
+from ntools.cli.commands import COMMANDS
 
 ALL = [(name, arch) for name in objects.names() for arch in objects.ARCHES]
 CLASS_LD, CLASS_LDX, CLASS_STX, CLASS_ALU, CLASS_JMP, CLASS_JMP32, CLASS_ALU64 = 0, 1, 3, 4, 5, 6, 7

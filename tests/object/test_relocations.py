@@ -17,7 +17,7 @@ from object import objects
 from object.btfread import ARRAY, ENUM, ENUM64, FUNC, STRUCT, TYPEDEF, UNION, Btf
 from vm.common import CACHE, kernels
 
-from ntools.tools import COMMANDS
+from ntools.cli.commands import COMMANDS
 
 # Kinds of CO-RE relocations.
 FIELD_READS, FIELD_EXISTS = (0, 1, 3, 4, 5), 2

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ntools
-from ntools import tools
+from ntools.cli import commands as tools
 
 try:
     import tomllib

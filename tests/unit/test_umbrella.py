@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import ntools
-from ntools import tools
+from ntools.cli import commands as tools
 from ntools._loader import PointReport, Refusal
 from ntools.cli import doctor, umbrella
 from ntools.errors import EnvironmentProblem

@@ -210,15 +210,15 @@ class KernelFacts:
             )
 
 
+_facts: Optional[KernelFacts] = None
+
+
 def facts() -> KernelFacts:
     """Facts of the running kernel with its own type information (one object per process)."""
     global _facts
     if _facts is None:
         _facts = KernelFacts()
     return _facts
-
-
-_facts: Optional[KernelFacts] = None
 
 
 def refused_by_environment() -> FrozenSet[str]:

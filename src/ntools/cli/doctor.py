@@ -15,7 +15,7 @@ from ntools import __version__
 from ntools._loader import BpfObject, PointReport, facts, library
 from ntools.errors import EnvironmentProblem, NtoolsError
 from ntools.model import stages
-from ntools.tools import Command
+from ntools.cli.commands import Command
 
 __all__ = ["NO", "REDUCED", "WORKS", "Fact", "Missing", "Verdict", "examine", "host_facts"]
 

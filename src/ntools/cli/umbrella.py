@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """``ntools``: what there is, what works here, what the records mean, and a way to each command.
 
-This is the one module of ``cli`` that knows the table of commands (:mod:`ntools.tools`).
+This is the one module of ``cli`` that knows the table of commands (:mod:`ntools.cli.commands`).
 """
 
 import argparse
@@ -9,8 +9,8 @@ import importlib
 import sys
 from typing import Any, Dict, Iterable, List, Optional
 
-from ntools import __version__, tools
-from ntools.cli import app
+from ntools import __version__
+from ntools.cli import app, commands
 from ntools.errors import EnvironmentProblem, NtoolsError, UsageProblem
 
 __all__ = ["MANUAL", "main", "parser"]
@@ -78,8 +78,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run ``ntools``; the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in tools.COMMANDS:
-        return _run_command(tools.COMMANDS[words[0]], words[1:])
+    if words and words[0] in commands.COMMANDS:
+        return _run_command(commands.COMMANDS[words[0]], words[1:])
     if words and not words[0].startswith("-") and words[0] not in _ACTIONS:
         print("ntools: {}".format(_unknown(words[0])), file=sys.stderr)
         return UsageProblem.exit_status
@@ -93,7 +93,7 @@ def _body(args: argparse.Namespace) -> int:
     return _ACTIONS[args.subcommand](args)
 
 
-def _run_command(command: tools.Command, words: List[str]) -> int:
+def _run_command(command: commands.Command, words: List[str]) -> int:
     module = importlib.import_module(command.module)
     # Commands read the command line like any program, and name themselves in messages.
     sys.argv = [command.program] + words
@@ -104,14 +104,14 @@ def _run_command(command: tools.Command, words: List[str]) -> int:
 def _list(args: argparse.Namespace) -> int:
     from ntools.cli import doctor
 
-    families = {row.family for row in tools.COMMANDS.values()}
+    families = {row.family for row in commands.COMMANDS.values()}
     if args.family and args.family not in families:
         raise UsageProblem(
             "no family '{}'. Families: {}.".format(args.family, ", ".join(sorted(families)))
         )
     rows = [
         (command, doctor.examine(command, args.btf, load=False))
-        for command in tools.COMMANDS.values()
+        for command in commands.COMMANDS.values()
         if args.family in (None, command.family)
     ]
     if args.format == "json":
@@ -142,11 +142,11 @@ def _doctor(args: argparse.Namespace) -> int:
     from ntools.cli import doctor
 
     chosen = []
-    for name in args.tool or tools.COMMANDS:
+    for name in args.tool or commands.COMMANDS:
         name = name[len("ntools-") :] if name.startswith("ntools-") else name
-        if name not in tools.COMMANDS:
+        if name not in commands.COMMANDS:
             raise UsageProblem(_unknown(name))
-        chosen.append(tools.COMMANDS[name])
+        chosen.append(commands.COMMANDS[name])
     found = doctor.host_facts(args.btf)
     verdicts = [doctor.examine(command, args.btf) for command in chosen]
     if args.format == "json":
@@ -164,7 +164,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _verdict_fields(verdict: Any) -> Dict[str, Any]:
     fields: Dict[str, Any] = verdict._asdict()
-    fields["command"] = tools.COMMANDS[verdict.command].program
+    fields["command"] = commands.COMMANDS[verdict.command].program
     fields["missing"] = [row._asdict() for row in verdict.missing]
     return fields
 
@@ -176,10 +176,10 @@ def _doctor_lines(found: List[Any], verdicts: List[Any]) -> List[str]:
         head = "{:<26} {:<4} ".format(fact.name, state)
         lines += _wrapped(head, fact.value)
     for verdict in verdicts:
-        of = len(tools.COMMANDS[verdict.command].objects)
+        of = len(commands.COMMANDS[verdict.command].objects)
         lines.append("")
         counts = ", ".join("{} {}".format(n, how) for how, n in sorted(verdict.attached.items()))
-        head = "{:<26} {}".format(tools.COMMANDS[verdict.command].program, verdict.verdict)
+        head = "{:<26} {}".format(commands.COMMANDS[verdict.command].program, verdict.verdict)
         lines.append("{} ({})".format(head, counts) if counts else head)
         if verdict.cause:
             lines += _hint("why", verdict.cause)
@@ -219,7 +219,7 @@ def _version(args: argparse.Namespace) -> int:
     except NtoolsError as error:
         problems["libbpf"] = str(error)
     builds = {}
-    for name in tools.objects():
+    for name in commands.objects():
         try:
             builds[name] = build_id(name)
         except NtoolsError as error:
@@ -235,7 +235,7 @@ def _version(args: argparse.Namespace) -> int:
 
 def _unknown(name: str) -> str:
     bare = name[len("ntools-") :] if name.startswith("ntools-") else name
-    guess = _guess(bare, list(_ACTIONS) + list(tools.COMMANDS))
+    guess = _guess(bare, list(_ACTIONS) + list(commands.COMMANDS))
     return "unknown command '{}'.{} See 'ntools list'.".format(name, guess)
 
 

@@ -160,8 +160,9 @@ def open_netns(which: Union[str, int, None]) -> Iterator[int]:
 
 
 def _enter(descriptor: int) -> None:
-    if hasattr(os, "setns"):  # Python >= 3.12
-        os.setns(descriptor, _CLONE_NEWNET)
+    setns = getattr(os, "setns", None)  # Python >= 3.12
+    if setns is not None:
+        setns(descriptor, _CLONE_NEWNET)
         return
     import ctypes
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ntools.engine.run import Limits, drive
     from ntools.host.netns import current_netns
     from ntools.output.drop import DropView
-    from ntools.tools import COMMANDS
+    from ntools.cli.commands import COMMANDS
 
     command = COMMANDS["drop"]
     criteria, shown = filters.build(args)

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from ntools.cli import filters, session, vm
     from ntools.engine.flight import FlightEngine, FlightOptions
     from ntools.engine.run import Limits, drive
-    from ntools.tools import COMMANDS
+    from ntools.cli.commands import COMMANDS
 
     command = COMMANDS["vm-latency"]
     criteria, shown = filters.build(args)
