@@ -53,6 +53,10 @@ packages_test()
 	want qemu-system-x86 command -v qemu-system-x86_64
 	want rpm command -v rpmbuild
 	want tcpdump command -v tcpdump
+	# The arm64 guest: its emulator, and a compiler for the helpers it runs.
+	want qemu-system-arm command -v qemu-system-aarch64
+	want gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
+	want libc6-dev-arm64-cross test -e /usr/aarch64-linux-gnu/include/stdio.h
 	want xz-utils command -v xz
 	want zstd command -v zstd
 }

@@ -96,7 +96,7 @@ def main() -> int:
     results: Dict[str, List[Sample]] = {name: [] for name, _, _ in cases}
     base: List[Sample] = []
     with bridge_topo(static_neigh=True) as topo:
-        for name, command, measure in cases:
+        for _, command, measure in cases:
             measure(topo, command)  # warm the page cache
         for _ in range(pairs):
             for name, command, measure in cases:

@@ -28,8 +28,10 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("NTOOLS_LAB_BUILD", str(_HERE.parent.parent / "build" / "lab")))
 
 
-def binary(name: str) -> Path:
+def binary(name: str, machine: str = platform.machine()) -> Path:
     """Path of the compiled helper; built first when its sources changed.
+
+    For another machine than this one a cross compiler is used.
 
     The content of the sources is part of the file name, so that a changed clock or a second
     checkout cannot make an old program look new.
@@ -38,12 +40,13 @@ def binary(name: str) -> Path:
     content = hashlib.sha256(" ".join(_FLAGS).encode())
     for path in [*sources, *sorted(_HERE.glob(f"{name}*.h"))]:
         content.update(path.read_bytes())
-    target = _cache_dir() / f"{name}-{platform.machine()}-{content.hexdigest()[:12]}"
+    target = _cache_dir() / f"{name}-{machine}-{content.hexdigest()[:12]}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f"{target.name}.{os.getpid()}")
-    command = ["gcc", *_FLAGS, "-o", str(new), *map(str, sources)]
+    compiler = "gcc" if machine == platform.machine() else f"{machine}-linux-gnu-gcc"
+    command = [compiler, *_FLAGS, "-o", str(new), *map(str, sources)]
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if result.returncode:
         raise RuntimeError(f"cannot compile '{name}':\n{result.stderr}")
@@ -51,10 +54,10 @@ def binary(name: str) -> Path:
     return target
 
 
-def build_all() -> List[Path]:
+def build_all(machine: str = platform.machine()) -> List[Path]:
     """Every helper: each C file that has a main function."""
     names = [path.stem for path in sorted(_HERE.glob("*.c")) if "int main(" in path.read_text()]
-    return [binary(name) for name in names]
+    return [binary(name, machine) for name in names]
 
 
 if __name__ == "__main__":

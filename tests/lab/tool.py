@@ -98,7 +98,7 @@ class Tool:
     """Context manager: the command is ready inside, and gone after.
 
     :param ns: where it runs, with a /sys of that namespace; None: where the test runs.
-    :param command: name of one of our commands (beside the running interpreter), or a path.
+    :param command: name of one of our commands (beside the running interpreter, or in NTOOLS_BIN), or a path.
     :param env: merged into the environment; a value of None removes a variable.
     :param ready: wait for the ``ready:`` line; off for commands that end by themselves.
     """
@@ -106,7 +106,8 @@ class Tool:
     def __init__(self, ns: Optional[Namespace], command: str, args: Sequence[str] = (),
                  env: Optional[Mapping[str, Optional[str]]] = None, ready: bool = True,
                  ready_timeout_s: float = 60) -> None:
-        beside = Path(sys.executable).parent / command
+        home = os.environ.get("NTOOLS_BIN") or Path(sys.executable).parent
+        beside = Path(home) / command
         self.command = [command if "/" in command else str(beside), *map(str, args)]
         environment: Dict[str, Optional[str]] = {**os.environ, **(env or {})}
         self._env = {key: value for key, value in environment.items() if value is not None}

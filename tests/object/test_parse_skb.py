@@ -155,7 +155,8 @@ def test_any_prefers_the_network_offset(parser: Parser) -> None:
     check(*skb(parser, "any", FRAME, L3, proto=0, mac=None), mac=False)
 
 
-@pytest.mark.parametrize("net", [None, 3, 0, 2000])
+# Of the wrong ones the last points to a byte that could begin IPv6.
+@pytest.mark.parametrize("net", [None, 3, 0, 2000, L3 + 29])
 def test_any_falls_back(parser: Parser, net: Any) -> None:
     """The network offset is unset, wrong or outside: MAC header, without that skb->data."""
     check(*skb(parser, "any", FRAME, L3, net=net))
@@ -171,7 +172,7 @@ def test_any_without_a_packet(parser: Parser) -> None:
 
 def test_any_arp(parser: Parser) -> None:
     frame = p.eth(p.arp(), 0x0806)
-    for net in (L3, None):
+    for net in (L3, None, 500):
         pkt, flags = skb(parser, "any", frame, L3, proto=0x0806, net=net)
         assert flags == {"L2", "L3"} and pkt["arp_op"] == 1
 

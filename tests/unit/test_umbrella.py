@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import ntools
-from ntools.cli import commands as tools
 from ntools._loader import PointReport, Refusal
+from ntools.cli import commands as tools
 from ntools.cli import doctor, umbrella
 from ntools.errors import EnvironmentProblem
 

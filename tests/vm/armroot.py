@@ -15,7 +15,7 @@ SUITES = ("trixie", "trixie-security")
 PACKAGES = (
     "bash bpftool busybox-static coreutils findutils grep iproute2 iputils-ping kmod libbpf1 "
     "mount nftables openvswitch-switch procps python3 python3-cffi python3-pyelftools "
-    "python3-pyroute2 python3-pytest sed tar tcpdump util-linux"
+    "python3-jsonschema python3-pytest sed tar tcpdump util-linux"
 ).split()
 
 # What the skipped maintainer scripts would have left.

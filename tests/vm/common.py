@@ -50,6 +50,7 @@ class Kernel:
     suites: tuple[str, ...]
     required: frozenset[str]
     default: bool
+    scenarios: tuple[str, ...]
 
     @property
     def pin(self) -> str:
@@ -71,6 +72,7 @@ def kernels() -> dict[str, Kernel]:
             suites=tuple(row["suites"].split()),
             required=frozenset(row["required"].split()),
             default=row.getboolean("default"),
+            scenarios=tuple(row["scenarios"].split()),
         )
         for name, row in table.items()
         if name != "DEFAULT"

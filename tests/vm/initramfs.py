@@ -65,9 +65,8 @@ def build(modules_dir: Path, busybox: Path, into: Path) -> Path:
     content = busybox.read_bytes()
     if b"/ld-linux" in content[:4096]:
         raise VmProblem(f"'{busybox}' is not static: install busybox-static")
-    files = {d: (0o040755, b"") for d in (
-        "bin", "dev", "proc", "sys", "modules", "lower", "upper", "new"
-    )}  # fmt: skip
+    directories = ("bin", "dev", "proc", "sys", "modules", "lower", "upper", "new")
+    files = dict.fromkeys(directories, (0o040755, b""))
     files["bin/busybox"] = (0o100755, content)
     files["init"] = (0o100755, (HERE / "init.sh").read_bytes())
     names = []

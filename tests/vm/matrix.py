@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vm import common, fetch  # noqa: E402
+from vm import armsite, common, fetch  # noqa: E402
 from vm.common import Kernel, VmProblem  # noqa: E402
 from vm.run import Guest, end_on_sigterm, new_out_dir  # noqa: E402
 
@@ -146,6 +146,8 @@ def _boot(outcome: Outcome, globs, timeout_s: float, last: bool = False) -> bool
     out = new_out_dir(k.name)
     here = common.HERE if k.arch == "amd64" else Path(common.GUEST_PROJECT) / "tests/vm"
     command = [common.guest_python(k.arch), str(here / "guest.py")]
+    if k.arch == "arm64":
+        command = [*armsite.environment(), *command]
     for pattern in globs:
         command += ["--scenario", pattern]
     for name in outcome.rows:
@@ -183,6 +185,7 @@ def run_kernel(k: Kernel, globs, timeout_s: float) -> Outcome:
     outcome = Outcome(k)
     began = time.monotonic()
     try:
+        globs = globs or k.scenarios
         if _boot(outcome, globs, timeout_s):
             say(f"{k.name}: guest restarted")
             _boot(outcome, globs, timeout_s, last=True)

@@ -4,11 +4,11 @@
 import argparse
 import os
 import sys
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Iterable, List, Optional
 
 from ntools.errors import NtoolsError
 
-__all__ = ["Parser", "run"]
+__all__ = ["Parser", "run", "warn"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +22,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Print the one line and leave with status 2."""
         self.exit(2, "{0}: {1}. See '{0} --help'.\n".format(self.prog, message.rstrip(".")))
+
+
+def warn(args: argparse.Namespace, lines: Iterable[str]) -> None:
+    """One warning per line on stderr."""
+    for line in lines:
+        print("{}: warning: {}".format(args.command, line), file=sys.stderr)
 
 
 def run(

@@ -13,9 +13,9 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ntools import __version__
 from ntools._loader import BpfObject, PointReport, facts, library
+from ntools.cli.commands import Command
 from ntools.errors import EnvironmentProblem, NtoolsError
 from ntools.model import stages
-from ntools.cli.commands import Command
 
 __all__ = ["NO", "REDUCED", "WORKS", "Fact", "Missing", "Verdict", "examine", "host_facts"]
 

@@ -66,11 +66,12 @@ def add_common(parser: argparse.ArgumentParser, interval_s: float) -> None:
         "each filter step rejected",
     )  # fmt: skip
     group.add_argument(
-        "-v", "--verbose", action="count", default=0, help="more detail; twice: the loader's log too"
-    )
+        "-v", "--verbose", action="count", default=0,
+        help="more detail; twice: the loader's log too",
+    )  # fmt: skip
 
 
-def add_netns(parser: argparse.ArgumentParser) -> None:
+def add_netns(parser: "argparse._ActionsContainer") -> None:
     """``--netns``: where device names are looked up."""
     parser.add_argument(
         "--netns", default=None, metavar="NAME|PATH|PID",
@@ -107,7 +108,7 @@ def direction(text: str) -> str:
     try:
         return direction_of(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError("{}, both".format(error))
+        raise argparse.ArgumentTypeError("{}, both".format(error)) from None
 
 
 def seconds(least: float) -> Callable[[str], float]:
@@ -193,7 +194,7 @@ def ring_bytes(text: str) -> int:
     try:
         size = parse_size(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error))
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not 4096 <= size <= 1 << 30:
         raise argparse.ArgumentTypeError("'{}' is not between 4K and 1G".format(text))
     return size
@@ -208,7 +209,7 @@ def _model(name: str) -> Callable[[str], Any]:
         try:
             return getattr(flow, name)(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error))
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
 

@@ -237,6 +237,7 @@ class FlightEngine(Engine):
         directions = types.enum("nt_direction")
         flags = types.enum("nt_flight_flag")
         options = self._options
+        bits = [1 << directions["NT_DIRECTION_" + name.upper()] for name in options.directions]
         wanted = (
             ("NT_FLIGHT_MULTICAST", options.multicast),
             ("NT_FLIGHT_UNTIL_TAP", options.until == "tap"),
@@ -245,7 +246,7 @@ class FlightEngine(Engine):
         )
         self.obj.configure(
             enabled=0,
-            directions=sum(1 << directions["NT_DIRECTION_" + d.upper()] for d in options.directions),
+            directions=sum(bits),
             flags=sum(flags[name] for name, on in wanted if on),
             threshold_ns=options.threshold_ns,
             epoch=self._epoch,

@@ -37,7 +37,7 @@ class Limits(NamedTuple):
 
     interval_s: float = 0.0
     duration_s: float = 0.0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     strict: bool = False
 
 
@@ -117,7 +117,8 @@ def drive(engine: Engine, writer: "Writer", limits: Limits, args: Dict[str, Any]
         engine.channel()  # without a reader in place, perf pages refuse every event
         engine.begin()
         writer.header(**_header(engine, limits, args))
-        print(ready_line(engine.obj), file=sys.stderr, flush=True)
+        sys.stderr.write(ready_line(engine.obj) + "\n")
+        sys.stderr.flush()
         end = _loop(engine, writer, limits, signals)
         engine.finish(writer)
         _drain(engine, writer)

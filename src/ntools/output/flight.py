@@ -144,14 +144,15 @@ def _pair_rows(hists: Sequence[Mapping[str, Any]]) -> List[List[Any]]:
 
 def _is_inside(rec: Mapping[str, Any]) -> bool:
     """Whether a pair lies between entry and end: the wait for vhost comes before."""
-    return rec["labels"]["to"] != TOTAL and rec["labels"]["from"] != "vm.kick"
+    labels = rec["labels"]
+    return bool(labels["to"] != TOTAL and labels["from"] != "vm.kick")
 
 
 def _place(labels: Mapping[str, Any]) -> str:
     if labels["to"] == TOTAL:
         return "{} {} {}".format(TOTAL, labels["peer_kind"], labels["peer_interface"])
     where = labels.get("interface")
-    return labels["to"] + ("@" + where if where else "")
+    return "{}@{}".format(labels["to"], where) if where else str(labels["to"])
 
 
 def _verdicts(groups: Sequence[Mapping[str, Any]]) -> List[str]:

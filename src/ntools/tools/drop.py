@@ -69,11 +69,11 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Attach to the free of dropped packets, and show them."""
     from ntools.cli import filters, session
+    from ntools.cli.commands import COMMANDS
     from ntools.engine.drop import DropEngine, DropOptions
     from ntools.engine.run import Limits, drive
     from ntools.host.netns import current_netns
     from ntools.output.drop import DropView
-    from ntools.cli.commands import COMMANDS
 
     command = COMMANDS["drop"]
     criteria, shown = filters.build(args)

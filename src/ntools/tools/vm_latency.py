@@ -2,7 +2,6 @@
 """ntools-vm-latency: where packets of a VM spend their time on this host, and where they stop."""
 
 import argparse
-import sys
 from typing import Any, Dict, List, Optional, Tuple
 
 from ntools.cli import app, options
@@ -55,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Find the devices, follow their packets, report."""
     from ntools.cli import filters, session, vm
+    from ntools.cli.commands import COMMANDS
     from ntools.engine.flight import FlightEngine, FlightOptions
     from ntools.engine.run import Limits, drive
-    from ntools.cli.commands import COMMANDS
 
     command = COMMANDS["vm-latency"]
     criteria, shown = filters.build(args)
@@ -85,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
             explain=args.explain,
             criteria=criteria,
         )
-        for line in place.warnings:
-            print("{}: warning: {}".format(args.command, line), file=sys.stderr)
+        app.warn(args, place.warnings)
         view = View(place.topology.description, args.histogram, args.details)
         limits = Limits(args.interval, args.duration, args.count, args.strict)
         return drive(

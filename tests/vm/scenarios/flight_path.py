@@ -148,7 +148,7 @@ def uplink_is_a_bond(lab: Any) -> None:
 
 @scenario(requires=("tun", "bridge"))
 def neighbour_and_host(lab: Any) -> None:
-    """Traffic of another machine is not counted; that of the host and the neighbour is told apart."""
+    """Traffic of another machine is not counted; that of host and neighbour is told apart."""
     with bridge_topo(vms=2, static_neigh=True) as topo:
         before = topo.vm.counters()["arp"]
         with follow(topo) as tool:

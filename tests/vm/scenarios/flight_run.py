@@ -95,7 +95,8 @@ def details(lab: Any) -> None:
 def filters(lab: Any) -> None:
     """A filter takes its packets in both directions, and no other; --explain counts the others."""
     with bridge_topo(static_neigh=True) as topo:
-        with follow(topo, "--protocol", "udp", "--dst-port", "9701", "--bidir", "--explain") as one, \
+        flow = ("--protocol", "udp", "--dst-port", "9701", "--bidir")
+        with follow(topo, *flow, "--explain") as one, \
                 follow(topo, "--vm-ip", VM_IP) as all_of_vm, \
                 follow(topo, "--src-ip", "10.9.0.77") as none:
             topo.ping(5)
