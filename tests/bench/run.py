@@ -6,6 +6,7 @@ Every command is started in turn with a bare interpreter, so that both meet the 
 medians and spreads of at least five such pairs are printed, and written to build/bench/start.json.
 Needs root. CPU time and VmHWM are the kernel's own figures of the process, read at the ready line.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,8 +52,11 @@ def _until_ready(topo: Topo, command: List[str]) -> Sample:
     try:
         for line in process.stderr:
             if line.startswith(b"ready:"):
-                return {"wall_s": time.monotonic() - begun, "cpu_s": _cpu_s(process.pid),
-                        "peak_mib": _peak_mib(process.pid)}
+                return {
+                    "wall_s": time.monotonic() - begun,
+                    "cpu_s": _cpu_s(process.pid),
+                    "peak_mib": _peak_mib(process.pid),
+                }
         raise RuntimeError(f"{command[0]} did not become ready")
     finally:
         process.terminate()
@@ -72,8 +76,7 @@ def _summary(samples: List[Sample]) -> Dict[str, Dict[str, float]]:
     found = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
-        found[name] = {"median": statistics.median(values), "min": min(values),
-                       "max": max(values)}
+        found[name] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return found
 
 
@@ -103,16 +106,25 @@ def main() -> int:
                 base.append(_whole(topo, bare))
                 results[name].append(measure(topo, command))
     load = os.getloadavg()[0]
-    print(f"kernel {platform.release()}, Python {platform.python_version()}, {pairs} rounds, "
-          f"load {load:.1f}; median (min to max)")
-    report = {"kernel": platform.release(), "python": platform.python_version(),
-              "pairs": pairs, "load": load, "bare interpreter": _summary(base)}
+    print(
+        f"kernel {platform.release()}, Python {platform.python_version()}, {pairs} rounds, "
+        f"load {load:.1f}; median (min to max)"
+    )
+    report = {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "pairs": pairs,
+        "load": load,
+        "bare interpreter": _summary(base),
+    }
     base_cpu = report["bare interpreter"]["cpu_s"]["median"]
     for name, samples in [("bare interpreter", base), *results.items()]:
         row = report[name] = _summary(samples)
-        parts = [f"{row['cpu_s']['median']:.3f} CPU s ({row['cpu_s']['min']:.3f} to "
-                 f"{row['cpu_s']['max']:.3f}), {row['cpu_s']['median'] / base_cpu:.1f} x bare",
-                 f"{row['wall_s']['median'] * 1000:.0f} ms wall"]
+        parts = [
+            f"{row['cpu_s']['median']:.3f} CPU s ({row['cpu_s']['min']:.3f} to "
+            f"{row['cpu_s']['max']:.3f}), {row['cpu_s']['median'] / base_cpu:.1f} x bare",
+            f"{row['wall_s']['median'] * 1000:.0f} ms wall",
+        ]
         if "peak_mib" in row:
             parts.append(f"{row['peak_mib']['median']:.1f} MiB peak")
         print(f"{name:<22} " + ", ".join(parts))

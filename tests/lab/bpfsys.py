@@ -3,6 +3,7 @@
 
 An oracle must not share code with what it judges, so nothing here uses the project's loader.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,8 +15,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Dict, Iterable, Iterator, Optional, Union
 
-__all__ = ["BpfObjects", "attach_kprobe", "attach_raw", "batch_works", "bpf_leftovers",
-           "bpf_snapshot", "btf_id", "create_map", "load_program"]
+__all__ = [
+    "BpfObjects",
+    "attach_kprobe",
+    "attach_raw",
+    "batch_works",
+    "bpf_leftovers",
+    "bpf_snapshot",
+    "btf_id",
+    "create_map",
+    "load_program",
+]
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _NR_PERF = {"x86_64": 298, "aarch64": 241}[platform.machine()]
@@ -67,8 +77,7 @@ def load_program(kind: int, attach_type: int = 0, attach_btf_id: int = 0) -> int
     code = ctypes.create_string_buffer(bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95]).ljust(16, b"\0"))
     text = ctypes.create_string_buffer(b"GPL")
     attribute = bytearray(160)
-    struct.pack_into("=IIQQ", attribute, 0, kind, 2, ctypes.addressof(code),
-                     ctypes.addressof(text))
+    struct.pack_into("=IIQQ", attribute, 0, kind, 2, ctypes.addressof(code), ctypes.addressof(text))
     attribute[48:55] = b"ntcheck"
     struct.pack_into("=I", attribute, 68, attach_type)
     struct.pack_into("=I", attribute, 108, attach_btf_id)
@@ -103,9 +112,17 @@ def batch_works() -> bool:
     with _closing(create_map(MAP_HASH, 4, 4, 8)) as descriptor:
         out, keys = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
         values = ctypes.create_string_buffer(64)
-        attribute = bytearray(struct.pack("=QQQQII", 0, ctypes.addressof(out),
-                                          ctypes.addressof(keys), ctypes.addressof(values), 8,
-                                          descriptor))
+        attribute = bytearray(
+            struct.pack(
+                "=QQQQII",
+                0,
+                ctypes.addressof(out),
+                ctypes.addressof(keys),
+                ctypes.addressof(values),
+                8,
+                descriptor,
+            )
+        )
         try:
             _bpf(_LOOKUP_BATCH, attribute)
         except FileNotFoundError:
@@ -159,17 +176,18 @@ def bpf_snapshot() -> BpfObjects:
     """Everything that is loaded now. Kernels before 5.8 have no link ids."""
     found = BpfObjects()
     for raw in _walk(_PROG_NEXT, _PROG_FD):
-        found.progs[struct.unpack_from("=I", raw)[0]] = _text(raw[4 + 64:4 + 80])
+        found.progs[struct.unpack_from("=I", raw)[0]] = _text(raw[4 + 64 : 4 + 80])
     for raw in _walk(_MAP_NEXT, _MAP_FD):
-        found.maps[struct.unpack_from("=I", raw)[0]] = _text(raw[4 + 24:4 + 40])
+        found.maps[struct.unpack_from("=I", raw)[0]] = _text(raw[4 + 24 : 4 + 40])
     for raw in _walk(_LINK_NEXT, _LINK_FD):
         number, program = struct.unpack_from("=I", raw)[0], struct.unpack_from("=I", raw, 12)[0]
         found.links[number] = str(program)
     return found
 
 
-def bpf_leftovers(since: Optional[BpfObjects] = None, names: Iterable[str] = (),
-                  settle_s: float = 5) -> BpfObjects:
+def bpf_leftovers(
+    since: Optional[BpfObjects] = None, names: Iterable[str] = (), settle_s: float = 5
+) -> BpfObjects:
     """What is loaded now and was not in ``since``; empty is what a test wants.
 
     The kernel frees programs and maps some time after their last user is gone, so this waits

@@ -3,6 +3,7 @@
 
 Run ``python -m lab.build`` on the host before a guest boots: a guest only uses what is there.
 """
+
 from __future__ import annotations
 
 import hashlib

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the running kernel can do, found by trying."""
+
 from __future__ import annotations
 
 import contextlib
@@ -35,16 +36,36 @@ _LINKS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("tbf", ("tc qdisc replace dev ntv0 root tbf rate 1mbit burst 2k limit 4k",)),
     ("fq_codel", ("tc qdisc replace dev ntv0 root fq_codel",)),
     ("clsact", ("tc qdisc add dev ntv0 clsact",)),
-    ("nft", ("nft add table inet ntcheck",
-             "nft add chain inet ntcheck c { type filter hook input priority 0; }",
-             "nft add rule inet ntcheck c numgen inc mod 3 == 2 counter drop")),
-    ("nft_netdev", ("nft add table netdev ntcheck", "nft add chain netdev ntcheck c "
-                    "{ type filter hook ingress device ntv0 priority 0; }")),
-    ("nft_bridge", ("nft add table bridge ntcheck", "nft add chain bridge ntcheck c "
-                    "{ type filter hook forward priority 0; }")),
-    ("conntrack", ("nft add table inet ntcheck2",
-                   "nft add chain inet ntcheck2 c { type filter hook input priority 0; }",
-                   "nft add rule inet ntcheck2 c ct state established counter accept")),
+    (
+        "nft",
+        (
+            "nft add table inet ntcheck",
+            "nft add chain inet ntcheck c { type filter hook input priority 0; }",
+            "nft add rule inet ntcheck c numgen inc mod 3 == 2 counter drop",
+        ),
+    ),
+    (
+        "nft_netdev",
+        (
+            "nft add table netdev ntcheck",
+            "nft add chain netdev ntcheck c { type filter hook ingress device ntv0 priority 0; }",
+        ),
+    ),
+    (
+        "nft_bridge",
+        (
+            "nft add table bridge ntcheck",
+            "nft add chain bridge ntcheck c { type filter hook forward priority 0; }",
+        ),
+    ),
+    (
+        "conntrack",
+        (
+            "nft add table inet ntcheck2",
+            "nft add chain inet ntcheck2 c { type filter hook input priority 0; }",
+            "nft add rule inet ntcheck2 c ct state established counter accept",
+        ),
+    ),
 )
 
 

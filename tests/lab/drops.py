@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs ntools-drop and reads what it says."""
+
 from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional
@@ -38,8 +39,9 @@ def reason(result: Result, rec: Mapping[str, Any]) -> Optional[str]:
 
 def rows(result: Result, agg: str = "total") -> List[Dict[str, Any]]:
     """Rows of the table for the whole run (or of all intervals), without the row of all others."""
-    return [rec for rec in result.of_type("drop_group")
-            if rec["agg"] == agg and not rec.get("other")]
+    return [
+        rec for rec in result.of_type("drop_group") if rec["agg"] == agg and not rec.get("other")
+    ]
 
 
 def accounted(result: Result) -> Dict[str, int]:
@@ -47,8 +49,14 @@ def accounted(result: Result) -> Dict[str, int]:
     summary = result.summary
     counts: Dict[str, int] = dict(summary["counts"])
     lost = {cause: summary["lost"].get(cause, 0) for cause in _LOST}
-    same_sum(counts["matched"], "matched", shown=counts["shown"], hidden=counts["hidden"],
-             after_count=counts["after_count"], **lost)
+    same_sum(
+        counts["matched"],
+        "matched",
+        shown=counts["shown"],
+        hidden=counts["hidden"],
+        after_count=counts["after_count"],
+        **lost,
+    )
     equal(sum(summary["reasons"].values()), counts["matched"], "sum of the totals by reason")
     table = [rec for rec in result.of_type("drop_group") if rec["agg"] == "total"]
     if table:
@@ -65,6 +73,10 @@ def checked(result: Result, shown: int, status: int = 0) -> List[Dict[str, Any]]
     equal(result.status, status, "exit status", result.stderr)
     equal(result.summary["lost"], {}, "lost")
     found = result.of_type("drop")
-    equal(counts["shown"], shown, "drops shown",
-          [(rec.get("reason"), rec.get("caller"), rec.get("dst_port")) for rec in found][:9])
+    equal(
+        counts["shown"],
+        shown,
+        "drops shown",
+        [(rec.get("reason"), rec.get("caller"), rec.get("dst_port")) for rec in found][:9],
+    )
     return found

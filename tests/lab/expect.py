@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Assertions whose message says what was expected and what was found."""
+
 from __future__ import annotations
 
 from typing import Any, Collection, Dict, Iterable, Mapping, Optional, Sequence, Tuple
 
-__all__ = ["all_of", "at_least", "at_most", "between", "contains", "equal", "no_loss",
-           "only_pair_slow", "pair_name", "same_sum"]
+__all__ = [
+    "all_of",
+    "at_least",
+    "at_most",
+    "between",
+    "contains",
+    "equal",
+    "no_loss",
+    "only_pair_slow",
+    "pair_name",
+    "same_sum",
+]
 
 _MS = 1_000_000
 
@@ -20,8 +31,7 @@ def equal(actual: Any, expected: Any, what: str = "value", facts: Any = None) ->
         _fail(f"{what}: expected {expected!r}, found {actual!r}", facts)
 
 
-def between(actual: float, low: float, high: float, what: str = "value",
-            facts: Any = None) -> None:
+def between(actual: float, low: float, high: float, what: str = "value", facts: Any = None) -> None:
     """``low <= actual <= high``."""
     if actual is None or not low <= actual <= high:
         _fail(f"{what}: expected {low} to {high}, found {actual!r}", facts)
@@ -74,9 +84,14 @@ def pair_name(hist: Mapping[str, Any]) -> Tuple[Optional[str], str, str]:
     return labels.get("direction"), labels["from"], labels["to"]
 
 
-def only_pair_slow(hists: Iterable[Mapping[str, Any]], pair: Tuple[str, str], ms: float,
-                   direction: Optional[str] = None, count: Optional[int] = None,
-                   whole: Collection[Tuple[str, str]] = ()) -> Dict[str, Any]:
+def only_pair_slow(
+    hists: Iterable[Mapping[str, Any]],
+    pair: Tuple[str, str],
+    ms: float,
+    direction: Optional[str] = None,
+    count: Optional[int] = None,
+    whole: Collection[Tuple[str, str]] = (),
+) -> Dict[str, Any]:
     """The delay was put between two stages, and shows there and nowhere else.
 
     Every sample of ``pair`` is at least ``ms``, every sample of every other pair is below half
@@ -93,9 +108,12 @@ def only_pair_slow(hists: Iterable[Mapping[str, Any]], pair: Tuple[str, str], ms
     problems = []
     for hist in hists:
         way, first, last = pair_name(hist)
-        table.append(f"{way} {first} -> {last}: {hist['count']} samples, "
-                     f"{hist['min'] / _MS:.3f} .. {hist['max'] / _MS:.3f} ms"
-                     if hist["count"] else f"{way} {first} -> {last}: no samples")
+        table.append(
+            f"{way} {first} -> {last}: {hist['count']} samples, "
+            f"{hist['min'] / _MS:.3f} .. {hist['max'] / _MS:.3f} ms"
+            if hist["count"]
+            else f"{way} {first} -> {last}: no samples"
+        )
         if (first, last) == pair and direction in (None, way):
             slow = dict(hist)
             if not hist["count"] or hist["min"] < ms * _MS:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The fake virtual machine behind a tap (fakevm.c), driven through its standard input."""
+
 from __future__ import annotations
 
 import json
@@ -32,10 +33,19 @@ class FakeVm:
     :param vlan: tag of frames it starts by itself; answers carry the tag they came with.
     """
 
-    def __init__(self, ns: Namespace, tap: str = "vnet0", number: int = 2, vhost: bool = False,
-                 delay_ms: int = 0, stall_s: Optional[int] = None, rx_buffers: int = 256,
-                 vlan: Optional[int] = None, closed_ports: Sequence[int] = (),
-                 sink_ports: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        ns: Namespace,
+        tap: str = "vnet0",
+        number: int = 2,
+        vhost: bool = False,
+        delay_ms: int = 0,
+        stall_s: Optional[int] = None,
+        rx_buffers: int = 256,
+        vlan: Optional[int] = None,
+        closed_ports: Sequence[int] = (),
+        sink_ports: Sequence[int] = (),
+    ) -> None:
         self.ns, self.tap, self.vhost = ns, tap, vhost
         self.ip, self.ip6 = f"10.9.0.{number}", f"fd09::{number}"
         self.mac = f"52:54:00:09:00:{number:02x}"
@@ -56,8 +66,12 @@ class FakeVm:
     def __enter__(self) -> "FakeVm":
         program = str(binary("fakevm"))
         self._stderr = tempfile.TemporaryFile()
-        self._process = self.ns.popen([program, *self._arguments], stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, stderr=self._stderr)
+        self._process = self.ns.popen(
+            [program, *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+        )
         try:
             self._expect("ready", 30)
         except BaseException:
@@ -126,15 +140,29 @@ class FakeVm:
         """Changes the sleep before each read."""
         self._command(f"delay {delay_ms}")
 
-    def send_udp(self, dst: str = "10.9.0.1", port: int = 9000, count: int = 1, size: int = 64,
-                 gap_us: int = 1000, src_port: int = 40000, src_port_step: int = 0,
-                 wait_s: float = 60) -> int:
+    def send_udp(
+        self,
+        dst: str = "10.9.0.1",
+        port: int = 9000,
+        count: int = 1,
+        size: int = 64,
+        gap_us: int = 1000,
+        src_port: int = 40000,
+        src_port_step: int = 0,
+        wait_s: float = 60,
+    ) -> int:
         """Datagrams from the machine; returns how many were sent. ``wait_s`` 0: do not wait."""
         self._command(f"udp {dst} {port} {count} {size} {gap_us} {src_port} {src_port_step}")
         return self.wait_sent(wait_s) if wait_s else 0
 
-    def ping(self, dst: str = "10.9.0.1", count: int = 1, size: int = 56, gap_us: int = 10000,
-             wait_s: float = 60) -> int:
+    def ping(
+        self,
+        dst: str = "10.9.0.1",
+        count: int = 1,
+        size: int = 56,
+        gap_us: int = 10000,
+        wait_s: float = 60,
+    ) -> int:
         """Echo requests from the machine; answers are counted as icmp_reply or icmp6_reply."""
         self._command(f"ping {dst} {count} {size} {gap_us}")
         return self.wait_sent(wait_s) if wait_s else 0

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Faults with an independently known effect: delays, queue drops, filter drops."""
+
 from __future__ import annotations
 
 import itertools
@@ -58,12 +59,16 @@ class NftDrop:
             family, chain = "inet", f"type filter hook {hook} priority 0"
         self.family, self.table = family, f"ntlab{next(_table_number)}"
         nth = "" if every == 1 else f"numgen inc mod {every} == {every - 1}"
-        self.ns.run(["nft", "-f", "-"], (
-            f"table {family} {self.table} {{\n"
-            f"  counter seen {{}}\n  counter dropped {{}}\n"
-            f"  chain c {{\n    {chain}; policy accept;\n"
-            f"    {match} counter name seen\n"
-            f"    {match} {nth} counter name dropped drop\n  }}\n}}\n"))
+        self.ns.run(
+            ["nft", "-f", "-"],
+            (
+                f"table {family} {self.table} {{\n"
+                f"  counter seen {{}}\n  counter dropped {{}}\n"
+                f"  chain c {{\n    {chain}; policy accept;\n"
+                f"    {match} counter name seen\n"
+                f"    {match} {nth} counter name dropped drop\n  }}\n}}\n"
+            ),
+        )
         self._there = True
 
     def _counters(self) -> Dict[str, int]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs ntools-vm-latency and reads what it says."""
+
 from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, Sequence
@@ -15,29 +16,46 @@ ENDS = ("completed", "dropped", "elsewhere", "timed_out", "stale", "lost_track",
 
 def follow(topo: Topo, *args: str, **options: Any) -> Tool:
     """The command on vnet0 of the topology, with JSON records."""
-    return Tool(topo.h, "ntools-vm-latency",
-                ["--vm-interface", "vnet0", "--format", "json", *args], **options)
+    return Tool(
+        topo.h,
+        "ntools-vm-latency",
+        ["--vm-interface", "vnet0", "--format", "json", *args],
+        **options,
+    )
 
 
 def hists(result: Result, direction: Optional[str] = None) -> List[Dict[str, Any]]:
     """Histograms of the whole run."""
-    return [rec for rec in result.of_type("hist") if rec["agg"] == "total"
-            and direction in (None, rec["labels"]["direction"])]
+    return [
+        rec
+        for rec in result.of_type("hist")
+        if rec["agg"] == "total" and direction in (None, rec["labels"]["direction"])
+    ]
 
 
 def hist(result: Result, direction: str, first: str, last: str) -> Dict[str, Any]:
     """The one histogram of a pair."""
-    found = [rec for rec in hists(result, direction)
-             if (rec["labels"]["from"], rec["labels"]["to"]) == (first, last)]
-    equal(len(found), 1, f"histograms of {direction} {first} -> {last}",
-          [rec["labels"] for rec in hists(result, direction)])
+    found = [
+        rec
+        for rec in hists(result, direction)
+        if (rec["labels"]["from"], rec["labels"]["to"]) == (first, last)
+    ]
+    equal(
+        len(found),
+        1,
+        f"histograms of {direction} {first} -> {last}",
+        [rec["labels"] for rec in hists(result, direction)],
+    )
     return found[0]
 
 
 def ends(result: Result, direction: str) -> Dict[str, Any]:
     """How the packets of the whole run ended; checks that they add up."""
-    found = [rec for rec in result.of_type("ends")
-             if rec["agg"] == "total" and rec["direction"] == direction]
+    found = [
+        rec
+        for rec in result.of_type("ends")
+        if rec["agg"] == "total" and rec["direction"] == direction
+    ]
     equal(len(found), 1, f"ends records of {direction}")
     rec = found[0]
     equal(rec["started"], sum(rec[name] for name in ENDS), f"{direction}: started = sum of ends")
@@ -49,8 +67,12 @@ def complete(result: Result, count: int, directions: Sequence[str] = ("rx", "tx"
     """Per direction exactly this many packets started and all of them completed; nothing lost."""
     for direction in directions:
         rec = ends(result, direction)
-        equal((rec["started"], rec["completed"]), (count, count),
-              f"{direction}: started, completed", rec["by"])
+        equal(
+            (rec["started"], rec["completed"]),
+            (count, count),
+            f"{direction}: started, completed",
+            rec["by"],
+        )
     equal(result.summary["lost"], {}, "lost")
     equal(result.status, 0, "exit status", result.stderr)
 

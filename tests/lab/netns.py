@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Network namespaces as context managers, and commands and functions inside them."""
+
 from __future__ import annotations
 
 import atexit
@@ -73,19 +74,31 @@ def _own_sys() -> None:
         os.close(descriptor)
 
 
-def call(command: Sequence[str], script: str = "", check: bool = True,
-         preexec: Optional[Callable[[], None]] = None,
-         timeout_s: float = 120) -> "subprocess.CompletedProcess[str]":
+def call(
+    command: Sequence[str],
+    script: str = "",
+    check: bool = True,
+    preexec: Optional[Callable[[], None]] = None,
+    timeout_s: float = 120,
+) -> "subprocess.CompletedProcess[str]":
     """Runs a command to its end, with ``script`` as its input."""
-    done = subprocess.run(command, input=script, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, preexec_fn=preexec, timeout=timeout_s)
+    done = subprocess.run(
+        command,
+        input=script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=preexec,
+        timeout=timeout_s,
+    )
     if check and done.returncode:
         raise CommandFailed(command, done.returncode, done.stderr or done.stdout, script)
     return done
 
 
-def stop_process(process: "subprocess.Popen[Any]", sig: int = signal.SIGTERM,
-                 limit_s: float = 10) -> int:
+def stop_process(
+    process: "subprocess.Popen[Any]", sig: int = signal.SIGTERM, limit_s: float = 10
+) -> int:
     """Signals one process, kills it after the limit, and waits for its end."""
     if process.poll() is None:
         process.send_signal(sig)
@@ -205,20 +218,27 @@ class Namespace:
 
         return enter
 
-    def popen(self, command: Sequence[str], own_sys: bool = False, die_with_parent: bool = True,
-              **options: Any) -> "subprocess.Popen[Any]":
+    def popen(
+        self,
+        command: Sequence[str],
+        own_sys: bool = False,
+        die_with_parent: bool = True,
+        **options: Any,
+    ) -> "subprocess.Popen[Any]":
         """Starts a command in the namespace; it is ended with the namespace at the latest.
 
         :param own_sys: give it a /sys that shows the devices of this namespace.
         """
-        process = subprocess.Popen(command, preexec_fn=self._preexec(own_sys, die_with_parent),
-                                   **options)
+        process = subprocess.Popen(
+            command, preexec_fn=self._preexec(own_sys, die_with_parent), **options
+        )
         self._processes = [one for one in self._processes if one.poll() is None]
         self._processes.append(process)
         return process
 
-    def run(self, command: Sequence[str], script: str = "", check: bool = True,
-            timeout_s: float = 120) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, command: Sequence[str], script: str = "", check: bool = True, timeout_s: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
         """Runs a command in the namespace to its end.
 
         :raises CommandFailed: status other than 0, unless ``check`` is off.

@@ -5,6 +5,7 @@ Starting takes 5 to 14 s under emulation, so the daemons live as long as the pro
 scenario gets a fresh bridge from them. They run in the namespace H because a kernel datapath
 belongs to the network namespace of the socket that made it.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -59,11 +60,16 @@ class Ovs:
 
     def _daemon(self, command: Sequence[str], ready: str) -> None:
         log = self.dir / f"{Path(command[0]).name}.log"
-        environment = {**os.environ, "OVS_RUNDIR": str(self.dir), "OVS_LOGDIR": str(self.dir),
-                       "OVS_DBDIR": str(self.dir)}
+        environment = {
+            **os.environ,
+            "OVS_RUNDIR": str(self.dir),
+            "OVS_LOGDIR": str(self.dir),
+            "OVS_DBDIR": str(self.dir),
+        }
         with log.open("wb") as stream:
-            process = self.ns.popen(command, env=environment, stdin=subprocess.DEVNULL,
-                                    stdout=stream, stderr=stream)
+            process = self.ns.popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            )
         self._daemons.append(process)
         deadline = time.monotonic() + 60
         while not list(self.dir.glob(ready)):
@@ -76,11 +82,21 @@ class Ovs:
         self.ns.__enter__()
         database = str(self.dir / "conf.db")
         self.ns.run(["ovsdb-tool", "create", database, _SCHEMA])
-        self._daemon(["ovsdb-server", database, f"--remote=punix:{self.dir}/db.sock",
-                      "--no-chdir", "-vconsole:warn"], "db.sock")
+        self._daemon(
+            [
+                "ovsdb-server",
+                database,
+                f"--remote=punix:{self.dir}/db.sock",
+                "--no-chdir",
+                "-vconsole:warn",
+            ],
+            "db.sock",
+        )
         self.vsctl("--no-wait", "init")
-        self._daemon(["ovs-vswitchd", f"unix:{self.dir}/db.sock", "--no-chdir",
-                      "-vconsole:warn"], "ovs-vswitchd.*.ctl")
+        self._daemon(
+            ["ovs-vswitchd", f"unix:{self.dir}/db.sock", "--no-chdir", "-vconsole:warn"],
+            "ovs-vswitchd.*.ctl",
+        )
 
     def stop(self) -> None:
         """Ends the daemons by their ids and removes namespace and files."""
@@ -103,19 +119,38 @@ class Ovs:
         control = f"{self.dir}/ovs-vswitchd.{self.vswitchd_pid}.ctl"
         return self.ns.run(["ovs-appctl", "-t", control, *arguments], check=check).stdout
 
-    def add_bridge(self, ports: Sequence[str], internal: Sequence[str],
-                   tags: Sequence[str] = ()) -> None:
+    def add_bridge(
+        self, ports: Sequence[str], internal: Sequence[str], tags: Sequence[str] = ()
+    ) -> None:
         """Makes br-int with a kernel datapath in one transaction.
 
         :param tags: settings of ports such as ``mgmt0 tag=100``.
         """
-        command = ["--", "add-br", self.bridge, "--", "set", "bridge", self.bridge,
-                   "datapath_type=system", "fail-mode=standalone"]
+        command = [
+            "--",
+            "add-br",
+            self.bridge,
+            "--",
+            "set",
+            "bridge",
+            self.bridge,
+            "datapath_type=system",
+            "fail-mode=standalone",
+        ]
         for port in ports:
             command += ["--", "add-port", self.bridge, port]
         for port in internal:
-            command += ["--", "add-port", self.bridge, port,
-                        "--", "set", "interface", port, "type=internal"]
+            command += [
+                "--",
+                "add-port",
+                self.bridge,
+                port,
+                "--",
+                "set",
+                "interface",
+                port,
+                "type=internal",
+            ]
         for setting in tags:
             command += ["--", "set", "port", *setting.split()]
         self.vsctl(*command)
@@ -153,10 +188,14 @@ class Ovs:
 
         The rule reads the ports, which puts them into the mask of the datapath flow.
         """
-        read = ("move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[0..15],"
-                "move:NXM_OF_UDP_DST[]->NXM_NX_REG0[16..31]")
-        self.flows(f"priority=10,udp,actions={read},NORMAL",
-                   f"priority=10,udp6,actions={read},NORMAL", _NORMAL)
+        read = (
+            "move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[0..15],move:NXM_OF_UDP_DST[]->NXM_NX_REG0[16..31]"
+        )
+        self.flows(
+            f"priority=10,udp,actions={read},NORMAL",
+            f"priority=10,udp6,actions={read},NORMAL",
+            _NORMAL,
+        )
         self.del_flows()
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Frames by hand: tagged traffic on kernels without 8021q, and frames no stack would send."""
+
 from __future__ import annotations
 
 import select
@@ -11,8 +12,17 @@ from typing import Optional, Tuple
 from lab.netns import Namespace
 from lab.traffic import Ping
 
-__all__ = ["RawSocket", "arp_request", "checksum", "ethernet", "icmp_echo", "ipv4", "mac_bytes",
-           "raw_ping", "udp_datagram"]
+__all__ = [
+    "RawSocket",
+    "arp_request",
+    "checksum",
+    "ethernet",
+    "icmp_echo",
+    "ipv4",
+    "mac_bytes",
+    "raw_ping",
+    "udp_datagram",
+]
 
 _SOL_PACKET, _PACKET_AUXDATA = 263, 8
 _TP_STATUS_VLAN_VALID = 1 << 4
@@ -39,12 +49,33 @@ def ethernet(dst: str, src: str, proto: int, payload: bytes, vlan: Optional[int]
     return mac_bytes(dst) + mac_bytes(src) + tag + struct.pack("!H", proto) + payload
 
 
-def ipv4(src: str, dst: str, protocol: int, payload: bytes, ident: int = 0,
-         fragment: int = 0, options: bytes = b"") -> bytes:
+def ipv4(
+    src: str,
+    dst: str,
+    protocol: int,
+    payload: bytes,
+    ident: int = 0,
+    fragment: int = 0,
+    options: bytes = b"",
+) -> bytes:
     """IPv4 packet; ``fragment`` is the flags and offset word."""
     words = 5 + len(options) // 4
-    head = struct.pack("!BBHHHBBH4s4s", 0x40 | words, 0, words * 4 + len(payload), ident, fragment,
-                       64, protocol, 0, socket.inet_aton(src), socket.inet_aton(dst)) + options
+    head = (
+        struct.pack(
+            "!BBHHHBBH4s4s",
+            0x40 | words,
+            0,
+            words * 4 + len(payload),
+            ident,
+            fragment,
+            64,
+            protocol,
+            0,
+            socket.inet_aton(src),
+            socket.inet_aton(dst),
+        )
+        + options
+    )
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
 
@@ -61,8 +92,18 @@ def udp_datagram(src_port: int, dst_port: int, payload: bytes) -> bytes:
 
 def arp_request(src_mac: str, src_ip: str, dst_ip: str) -> bytes:
     """Body of an ARP request."""
-    return struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac_bytes(src_mac),
-                       socket.inet_aton(src_ip), b"\0" * 6, socket.inet_aton(dst_ip))
+    return struct.pack(
+        "!HHBBH6s4s6s4s",
+        1,
+        0x0800,
+        6,
+        4,
+        1,
+        mac_bytes(src_mac),
+        socket.inet_aton(src_ip),
+        b"\0" * 6,
+        socket.inet_aton(dst_ip),
+    )
 
 
 class RawSocket:
@@ -110,15 +151,28 @@ def _resolve(sock: RawSocket, vlan: Optional[int], src: Tuple[str, str], dst_ip:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             tag, frame = sock.receive(deadline - time.monotonic())
-            if tag == vlan and frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\x02" \
-                    and frame[28:32] == socket.inet_aton(dst_ip):
+            if (
+                tag == vlan
+                and frame[12:14] == b"\x08\x06"
+                and frame[20:22] == b"\0\x02"
+                and frame[28:32] == socket.inet_aton(dst_ip)
+            ):
                 return frame[22:28].hex(":")
     raise RuntimeError(f"no ARP answer from {dst_ip} on VLAN {vlan}")
 
 
-def raw_ping(ns: Namespace, dev: str, src: Tuple[str, str], dst_ip: str, count: int = 10,
-             interval_s: float = 0.05, size: int = 56, vlan: Optional[int] = None,
-             wait_s: float = 5, dst_mac: Optional[str] = None) -> Ping:
+def raw_ping(
+    ns: Namespace,
+    dev: str,
+    src: Tuple[str, str],
+    dst_ip: str,
+    count: int = 10,
+    interval_s: float = 0.05,
+    size: int = 56,
+    vlan: Optional[int] = None,
+    wait_s: float = 5,
+    dst_mac: Optional[str] = None,
+) -> Ping:
     """Echo requests as frames; an answer counts only when it carries the same tag.
 
     :param src: link address and IPv4 address of the sender.

@@ -8,6 +8,7 @@
         with bridge_topo() as topo, Tool(topo.h, "ntools-drop") as tool:
             ...
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -26,8 +27,16 @@ from typing import Any, Callable, Collection, Dict, FrozenSet, Iterator, List, T
 from lab import netns
 from lab.caps import capabilities, why_not
 
-__all__ = ["Context", "Scenario", "ScenarioTimeout", "Skip", "capabilities", "load_all", "run_one",
-           "scenario"]
+__all__ = [
+    "Context",
+    "Scenario",
+    "ScenarioTimeout",
+    "Skip",
+    "capabilities",
+    "load_all",
+    "run_one",
+    "scenario",
+]
 
 _PACKAGE = "vm.scenarios"
 _registry: List["Scenario"] = []
@@ -78,6 +87,7 @@ def scenario(requires: Collection[str] = (), timeout_s: float = 90) -> Callable[
 
     :param requires: names of :func:`lab.caps.capabilities`; without them it is skipped.
     """
+
     def register(func: Callable[[Context], Any]) -> Callable[[Context], Any]:
         name = f"{func.__module__.rsplit('.', 1)[-1]}.{func.__name__}"
         _registry.append(Scenario(name, func, tuple(requires), timeout_s))
@@ -129,8 +139,10 @@ def run_one(one: Scenario, caps: Collection[str], out_dir: Path) -> Dict[str, An
     missing = [name for name in one.requires if name not in caps]
     begun = time.monotonic()
     if missing:
-        record.update(result="skipped", reason="missing: " + ", ".join(
-            f"{name} ({why_not(name)})" for name in missing))
+        record.update(
+            result="skipped",
+            reason="missing: " + ", ".join(f"{name} ({why_not(name)})" for name in missing),
+        )
     else:
         context = Context(frozenset(caps), out_dir, one.name)
         try:

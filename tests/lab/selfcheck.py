@@ -3,6 +3,7 @@
 
 Every check compares two numbers that were counted by different parties.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -107,9 +108,11 @@ def tbf_drops(lab: Context) -> None:
 @scenario(requires=(*_BRIDGE, "nft_netdev", "nft_bridge"))
 def nft_every_nth(lab: Context) -> None:
     with bridge_topo(static_neigh=True) as topo:
-        for hook, dst, match in (("ingress:phy0", VM_IP, "ip protocol icmp"),
-                                 ("bridge-forward", VM_IP, f"ip saddr {E_IP} ip protocol icmp"),
-                                 ("input", HOST_IP, "icmp type echo-request")):
+        for hook, dst, match in (
+            ("ingress:phy0", VM_IP, "ip protocol icmp"),
+            ("bridge-forward", VM_IP, f"ip saddr {E_IP} ip protocol icmp"),
+            ("input", HOST_IP, "icmp type echo-request"),
+        ):
             drop = topo.nft_drop_every(4, hook, match)
             result = topo.ping(20, 0.01, dst=dst, wait_s=2)
             expect.equal((result.received, drop.counter(), drop.seen()), (15, 5, 20), hook)
@@ -186,8 +189,11 @@ def _vhost(lab: Context, topo: Topo) -> None:
     end = topo.vm.counters()
     expect.equal((end["calls_rx"], end["calls_tx"]), (end["rx"], end["tx"]), "calls", end)
     # A kernel thread up to 6.3, a task of the process after that.
-    expect.contains(_names("/proc/[0-9]*/comm") | _names(f"/proc/{topo.vm.pid}/task/*/comm"),
-                    f"vhost-{topo.vm.pid}", "worker task")
+    expect.contains(
+        _names("/proc/[0-9]*/comm") | _names(f"/proc/{topo.vm.pid}/task/*/comm"),
+        f"vhost-{topo.vm.pid}",
+        "worker task",
+    )
     lab.log(seen, end)
     topo.vm.stall()
     topo.udp(count=2000, size=100, wait_s=0)
@@ -240,10 +246,12 @@ def ovs_one_upcall_per_flow(lab: Context) -> None:
 @scenario(requires=_OVS)
 def ovs_conntrack_zone(lab: Context) -> None:
     with ovs_topo() as topo:
-        topo.ovs_flows("priority=0,actions=NORMAL",
-                       "priority=10,udp,ct_state=-trk,actions=ct(table=1,zone=7)",
-                       "table=1,udp,ct_state=+trk+new,actions=ct(commit,zone=7),NORMAL",
-                       "table=1,udp,ct_state=+trk+est,actions=NORMAL")
+        topo.ovs_flows(
+            "priority=0,actions=NORMAL",
+            "priority=10,udp,ct_state=-trk,actions=ct(table=1,zone=7)",
+            "table=1,udp,ct_state=+trk+new,actions=ct(commit,zone=7),NORMAL",
+            "table=1,udp,ct_state=+trk+est,actions=NORMAL",
+        )
         result = topo.udp(count=20, new_port_each=True, gap_s=0.005, wait_s=10)
         assert topo.ovs is not None
         expect.equal((result.received, len(topo.ovs.conntrack(7))), (20, 20), "connections")
@@ -302,8 +310,11 @@ def tool_in_the_host(lab: Context) -> None:
         tool.wait_for(bool)
         result = tool.stop()
     expect.equal((result.status, tool.ready_line), (0, "ready: 0 points attached"))
-    expect.equal(result.header["devices"], ["bonding_masters"] * (
-        "bonding_masters" in result.header["devices"]) + ["br0", "lo", "phy0", "vnet0"])
+    expect.equal(
+        result.header["devices"],
+        ["bonding_masters"] * ("bonding_masters" in result.header["devices"])
+        + ["br0", "lo", "phy0", "vnet0"],
+    )
     expect.equal(result.header["tracing"], os.path.isdir("/sys/kernel/tracing/events"), "tracefs")
     expect.no_loss(result.summary)
     try:

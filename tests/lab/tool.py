@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs one command of the project inside a namespace and waits until it measures."""
+
 from __future__ import annotations
 
 import json
@@ -60,8 +61,10 @@ class Result:
 
     def tail(self) -> str:
         """Status and the ends of both streams, for messages."""
-        return (f"'{' '.join(self.command)}' ended with {self.status}\n"
-                f"--- stderr\n{self.stderr[-2000:]}--- stdout\n{self.stdout[-2000:]}")
+        return (
+            f"'{' '.join(self.command)}' ended with {self.status}\n"
+            f"--- stderr\n{self.stderr[-2000:]}--- stdout\n{self.stdout[-2000:]}"
+        )
 
 
 class _Stream(threading.Thread):
@@ -98,14 +101,21 @@ class Tool:
     """Context manager: the command is ready inside, and gone after.
 
     :param ns: where it runs, with a /sys of that namespace; None: where the test runs.
-    :param command: name of one of our commands (beside the running interpreter, or in NTOOLS_BIN), or a path.
+    :param command: name of one of our commands, found beside the running interpreter or in
+        NTOOLS_BIN, or a path.
     :param env: merged into the environment; a value of None removes a variable.
     :param ready: wait for the ``ready:`` line; off for commands that end by themselves.
     """
 
-    def __init__(self, ns: Optional[Namespace], command: str, args: Sequence[str] = (),
-                 env: Optional[Mapping[str, Optional[str]]] = None, ready: bool = True,
-                 ready_timeout_s: float = 60) -> None:
+    def __init__(
+        self,
+        ns: Optional[Namespace],
+        command: str,
+        args: Sequence[str] = (),
+        env: Optional[Mapping[str, Optional[str]]] = None,
+        ready: bool = True,
+        ready_timeout_s: float = 60,
+    ) -> None:
         home = os.environ.get("NTOOLS_BIN") or Path(sys.executable).parent
         beside = Path(home) / command
         self.command = [command if "/" in command else str(beside), *map(str, args)]
@@ -120,8 +130,12 @@ class Tool:
 
     def __enter__(self) -> "Tool":
         start: Callable[..., "subprocess.Popen[bytes]"] = subprocess.Popen
-        options: Dict[str, Any] = {"env": self._env, "stdin": subprocess.DEVNULL,
-                                   "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        options: Dict[str, Any] = {
+            "env": self._env,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
         if self._ns is not None:
             start = self._ns.popen
             options["own_sys"] = True

@@ -8,6 +8,7 @@
                                    +-- vnet0, tap of the fake machine 10.9.0.2
                                    +-- vnet1, tap of the second one 10.9.0.3 (option)
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -22,8 +23,23 @@ from lab.netns import Namespace, call, lines
 from lab.ovs import Ovs, ovs_host
 from lab.raw import raw_ping
 
-__all__ = ["E_IP", "E_IP6", "E_MAC", "HOST_IP", "HOST_IP6", "HOST_MAC", "VM_IP", "VM_IP6", "VM_MAC",
-           "VM2_IP", "VM2_IP6", "VM2_MAC", "Topo", "bridge_topo", "ovs_topo"]
+__all__ = [
+    "E_IP",
+    "E_IP6",
+    "E_MAC",
+    "HOST_IP",
+    "HOST_IP6",
+    "HOST_MAC",
+    "VM_IP",
+    "VM_IP6",
+    "VM_MAC",
+    "VM2_IP",
+    "VM2_IP6",
+    "VM2_MAC",
+    "Topo",
+    "bridge_topo",
+    "ovs_topo",
+]
 
 E_IP, E_IP6, E_MAC = "10.9.0.1", "fd09::1", "52:54:00:09:00:01"
 HOST_IP, HOST_IP6, HOST_MAC = "10.9.0.254", "fd09::254", "52:54:00:09:00:fe"
@@ -55,16 +71,32 @@ class Topo:
         """The first fake machine."""
         return self.vms[0]
 
-    def ping(self, count: int = 10, interval_s: float = 0.05, dst: str = VM_IP, size: int = 56,
-             wait_s: float = 5, ns: Optional[Namespace] = None) -> traffic.Ping:
+    def ping(
+        self,
+        count: int = 10,
+        interval_s: float = 0.05,
+        dst: str = VM_IP,
+        size: int = 56,
+        wait_s: float = 5,
+        ns: Optional[Namespace] = None,
+    ) -> traffic.Ping:
         """Echo requests from E (or another namespace), tagged when the topology is."""
         if self.raw_tags and ns is None:
-            return raw_ping(self.e, "wire0", (E_MAC, E_IP), dst, count, interval_s, size,
-                            self.vlan, wait_s)
+            return raw_ping(
+                self.e, "wire0", (E_MAC, E_IP), dst, count, interval_s, size, self.vlan, wait_s
+            )
         return traffic.ping(ns or self.e, dst, count, interval_s, size, wait_s)
 
-    def udp(self, dst: str = VM_IP, port: int = 9000, count: int = 1, size: int = 64,
-            gap_s: float = 0.0, ns: Optional[Namespace] = None, **options: Any) -> traffic.Udp:
+    def udp(
+        self,
+        dst: str = VM_IP,
+        port: int = 9000,
+        count: int = 1,
+        size: int = 64,
+        gap_s: float = 0.0,
+        ns: Optional[Namespace] = None,
+        **options: Any,
+    ) -> traffic.Udp:
         """Datagrams from E (or another namespace); options of :func:`lab.traffic.udp`."""
         return traffic.udp(ns or self.e, dst, port, count, size, gap_s, **options)
 
@@ -74,18 +106,26 @@ class Topo:
         stats = ns.json(["ip", "-s", "-j", "link", "show", "dev", dev])[0]["stats64"]
         return {f"{side}_{name}": value for side in stats for name, value in stats[side].items()}
 
-    def qdisc(self, dev: str, ns: Optional[Namespace] = None,
-              kind: Optional[str] = None) -> Dict[str, int]:
+    def qdisc(
+        self, dev: str, ns: Optional[Namespace] = None, kind: Optional[str] = None
+    ) -> Dict[str, int]:
         """``tc -s qdisc`` of a device of H."""
         return qdisc_stats(ns or self.h, dev, kind)
 
-    def netem(self, dev: str, delay_ms: float, ns: Optional[Namespace] = None,
-              extra: str = "") -> Qdisc:
+    def netem(
+        self, dev: str, delay_ms: float, ns: Optional[Namespace] = None, extra: str = ""
+    ) -> Qdisc:
         """Delays what a device of H sends."""
         return self._qdisc(ns, dev, f"netem delay {delay_ms}ms limit 10000 {extra}".strip())
 
-    def tbf(self, dev: str, rate: str = "1mbit", burst: str = "2k", limit: str = "4k",
-            ns: Optional[Namespace] = None) -> Qdisc:
+    def tbf(
+        self,
+        dev: str,
+        rate: str = "1mbit",
+        burst: str = "2k",
+        limit: str = "4k",
+        ns: Optional[Namespace] = None,
+    ) -> Qdisc:
         """Limits what a device of H sends; the surplus is dropped and counted."""
         return self._qdisc(ns, dev, f"tbf rate {rate} burst {burst} limit {limit}")
 
@@ -94,8 +134,9 @@ class Topo:
         self.stack.callback(qdisc.remove)
         return qdisc
 
-    def nft_drop_every(self, every: int, hook: str, match: str = "",
-                       ns: Optional[Namespace] = None) -> NftDrop:
+    def nft_drop_every(
+        self, every: int, hook: str, match: str = "", ns: Optional[Namespace] = None
+    ) -> NftDrop:
         """Drops every Nth matching packet; see :class:`lab.faults.NftDrop`."""
         drop = NftDrop(ns or self.h, every, hook, match)
         self.stack.callback(drop.remove)
@@ -142,12 +183,17 @@ class Topo:
         raise RuntimeError(f"{target} does not answer in {limit_s:g} s")
 
 
-def _uplink(topo: Topo, vlan: Optional[int], bond: bool, uplink_vlan: Optional[int],
-            ipv6: bool) -> None:
+def _uplink(
+    topo: Topo, vlan: Optional[int], bond: bool, uplink_vlan: Optional[int], ipv6: bool
+) -> None:
     """The veth pair, what is stacked on its H end, and E's addresses."""
-    call(["ip", "-batch", "-"], lines(
-        f"link add wire0 address {E_MAC} netns {topo.e.name} type veth "
-        f"peer name phy0 address {PHY_MAC} netns {topo.h.name}"))
+    call(
+        ["ip", "-batch", "-"],
+        lines(
+            f"link add wire0 address {E_MAC} netns {topo.e.name} type veth "
+            f"peer name phy0 address {PHY_MAC} netns {topo.h.name}"
+        ),
+    )
     # The other end goes with it; explicit, because a namespace removes its devices later.
     topo.stack.callback(topo.e.run, ["ip", "link", "del", "wire0"], check=False)
     tag = uplink_vlan if vlan is None else vlan
@@ -155,26 +201,39 @@ def _uplink(topo: Topo, vlan: Optional[int], bond: bool, uplink_vlan: Optional[i
     topo.raw_tags = vlan is not None and "vlan" not in link_types()
     host: List[str] = []
     if bond:
-        host += ["link add bond0 type bond mode active-backup miimon 100",
-                 "link set phy0 master bond0", "link set bond0 up"]
+        host += [
+            "link add bond0 type bond mode active-backup miimon 100",
+            "link set phy0 master bond0",
+            "link set bond0 up",
+        ]
         topo.uplink = "bond0"
     host.append("link set phy0 up")
     if uplink_vlan is not None:
-        host += [f"link add link {topo.uplink} name {topo.uplink}.{uplink_vlan} type vlan "
-                 f"id {uplink_vlan}", f"link set {topo.uplink}.{uplink_vlan} up"]
+        host += [
+            f"link add link {topo.uplink} name {topo.uplink}.{uplink_vlan} type vlan "
+            f"id {uplink_vlan}",
+            f"link set {topo.uplink}.{uplink_vlan} up",
+        ]
         topo.uplink = f"{topo.uplink}.{uplink_vlan}"
     for index in range(len(topo.taps)):
-        host += [f"tuntap add dev vnet{index} mode tap vnet_hdr",
-                 f"link set vnet{index} address fe:54:00:09:00:{index + 2:02x} up"]
+        host += [
+            f"tuntap add dev vnet{index} mode tap vnet_hdr",
+            f"link set vnet{index} address fe:54:00:09:00:{index + 2:02x} up",
+        ]
     topo.h.ip(host)
     wire = ["link set wire0 up"]
     if tag is not None and not topo.raw_tags:
         topo.wire = f"wire0.{tag}"
-        wire += [f"link add link wire0 name {topo.wire} type vlan id {tag}",
-                 f"link set {topo.wire} up"]
+        wire += [
+            f"link add link wire0 name {topo.wire} type vlan id {tag}",
+            f"link set {topo.wire} up",
+        ]
     if not topo.raw_tags:
-        wire += [f"link set {topo.wire} addrgenmode none", f"addr add {E_IP}/24 dev {topo.wire}",
-                 f"addr add {E_IP6}/64 dev {topo.wire} nodad" if ipv6 else ""]
+        wire += [
+            f"link set {topo.wire} addrgenmode none",
+            f"addr add {E_IP}/24 dev {topo.wire}",
+            f"addr add {E_IP6}/64 dev {topo.wire} nodad" if ipv6 else "",
+        ]
     topo.e.ip(wire)
 
 
@@ -183,30 +242,43 @@ def _host_address(topo: Topo, dev: str, ipv6: bool, mac: Optional[str] = None) -
     if ipv6:
         topo.h.ip(f"link set {dev} addrgenmode none")
         topo.h.sysctl(f"net.ipv6.conf.{dev.replace('.', '/')}.disable_ipv6", 0)
-    topo.h.ip(f"link set {dev} {f'address {mac}' if mac else ''} up",
-              f"addr add {HOST_IP}/24 dev {dev}",
-              f"addr add {HOST_IP6}/64 dev {dev} nodad" if ipv6 else "")
+    topo.h.ip(
+        f"link set {dev} {f'address {mac}' if mac else ''} up",
+        f"addr add {HOST_IP}/24 dev {dev}",
+        f"addr add {HOST_IP6}/64 dev {dev} nodad" if ipv6 else "",
+    )
 
 
 def _known_neighbours(topo: Topo, ipv6: bool) -> None:
     """Permanent entries, so that no ARP and no flooding mixes with the counted packets."""
-    def entries(dev: str, peers: Sequence[Sequence[str]]) -> List[str]:
-        return [f"neigh replace {address} lladdr {peer[-1]} dev {dev} nud permanent"
-                for peer in peers for address in peer[:2 if ipv6 else 1]]
 
-    vms = [(VM_IP, VM_IP6, VM_MAC), (VM2_IP, VM2_IP6, VM2_MAC)][:len(topo.taps)]
+    def entries(dev: str, peers: Sequence[Sequence[str]]) -> List[str]:
+        return [
+            f"neigh replace {address} lladdr {peer[-1]} dev {dev} nud permanent"
+            for peer in peers
+            for address in peer[: 2 if ipv6 else 1]
+        ]
+
+    vms = [(VM_IP, VM_IP6, VM_MAC), (VM2_IP, VM2_IP6, VM2_MAC)][: len(topo.taps)]
     if not topo.raw_tags:
         topo.e.ip(entries(topo.wire, [*vms, (HOST_IP, HOST_IP6, HOST_MAC)]))
     if topo.host_dev:
         topo.h.ip(entries(topo.host_dev, [*vms, (E_IP, E_IP6, E_MAC)]))
     if topo.kind == "bridge":
         fdb = [(E_MAC, topo.uplink), *((vm[2], tap) for vm, tap in zip(vms, topo.taps))]
-        topo.h.run(["bridge", "-batch", "-"],
-                   lines([f"fdb replace {mac} dev {dev} master static" for mac, dev in fdb]))
+        topo.h.run(
+            ["bridge", "-batch", "-"],
+            lines([f"fdb replace {mac} dev {dev} master static" for mac, dev in fdb]),
+        )
 
 
-def _finish(topo: Topo, ipv6: bool, static_neigh: bool, start_vms: bool,
-            vm_options: Sequence[Optional[Mapping[str, Any]]]) -> None:
+def _finish(
+    topo: Topo,
+    ipv6: bool,
+    static_neigh: bool,
+    start_vms: bool,
+    vm_options: Sequence[Optional[Mapping[str, Any]]],
+) -> None:
     if static_neigh:
         _known_neighbours(topo, ipv6)
     if start_vms:
@@ -217,11 +289,17 @@ def _finish(topo: Topo, ipv6: bool, static_neigh: bool, start_vms: bool,
 
 
 @contextlib.contextmanager
-def bridge_topo(vlan: Optional[int] = None, ipv6: bool = False, bond: bool = False,
-                uplink_vlan: Optional[int] = None, vms: int = 1, start_vms: bool = True,
-                vm_options: Optional[Mapping[str, Any]] = None,
-                vm2_options: Optional[Mapping[str, Any]] = None,
-                static_neigh: bool = False) -> Iterator[Topo]:
+def bridge_topo(
+    vlan: Optional[int] = None,
+    ipv6: bool = False,
+    bond: bool = False,
+    uplink_vlan: Optional[int] = None,
+    vms: int = 1,
+    start_vms: bool = True,
+    vm_options: Optional[Mapping[str, Any]] = None,
+    vm2_options: Optional[Mapping[str, Any]] = None,
+    static_neigh: bool = False,
+) -> Iterator[Topo]:
     """E, H with the Linux bridge br0, and the fake machines, all answering.
 
     :param vlan: E sends tagged and the machines see the tag. Without 8021q in the kernel E's
@@ -238,13 +316,16 @@ def bridge_topo(vlan: Optional[int] = None, ipv6: bool = False, bond: bool = Fal
         topo.bridge = "br0"
         topo.taps = [f"vnet{index}" for index in range(vms)]
         _uplink(topo, vlan, bond, uplink_vlan, ipv6)
-        h.ip(f"link add br0 address {HOST_MAC} type bridge stp_state 0 forward_delay 0 "
-             "mcast_snooping 0",
-             "link set br0 addrgenmode none",
-             [f"link set {port} master br0" for port in [topo.uplink, *topo.taps]],
-             "link set br0 up",
-             f"link add link br0 name br0.{vlan} type vlan id {vlan}"
-             if vlan is not None and not topo.raw_tags else "")
+        h.ip(
+            f"link add br0 address {HOST_MAC} type bridge stp_state 0 forward_delay 0 "
+            "mcast_snooping 0",
+            "link set br0 addrgenmode none",
+            [f"link set {port} master br0" for port in [topo.uplink, *topo.taps]],
+            "link set br0 up",
+            f"link add link br0 name br0.{vlan} type vlan id {vlan}"
+            if vlan is not None and not topo.raw_tags
+            else "",
+        )
         if vlan is None or not topo.raw_tags:
             _host_address(topo, "br0" if vlan is None else f"br0.{vlan}", ipv6)
         _finish(topo, ipv6, static_neigh, start_vms, [vm_options, vm2_options])
@@ -252,11 +333,17 @@ def bridge_topo(vlan: Optional[int] = None, ipv6: bool = False, bond: bool = Fal
 
 
 @contextlib.contextmanager
-def ovs_topo(vlan: Optional[int] = None, ipv6: bool = False, bond: bool = False,
-             uplink_vlan: Optional[int] = None, vms: int = 1, start_vms: bool = True,
-             vm_options: Optional[Mapping[str, Any]] = None,
-             vm2_options: Optional[Mapping[str, Any]] = None,
-             static_neigh: bool = False) -> Iterator[Topo]:
+def ovs_topo(
+    vlan: Optional[int] = None,
+    ipv6: bool = False,
+    bond: bool = False,
+    uplink_vlan: Optional[int] = None,
+    vms: int = 1,
+    start_vms: bool = True,
+    vm_options: Optional[Mapping[str, Any]] = None,
+    vm2_options: Optional[Mapping[str, Any]] = None,
+    static_neigh: bool = False,
+) -> Iterator[Topo]:
     """The same with Open vSwitch: br-int on the kernel datapath, the host's address on mgmt0.
 
     H is the namespace of the daemons and outlives the topology; bridge and devices do not.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Traffic with an answer that does not come from a tool: ping and UDP."""
+
 from __future__ import annotations
 
 import re
@@ -49,14 +50,33 @@ class Udp:
     rtts_ms: List[float] = field(default_factory=list)
 
 
-def ping(ns: Namespace, dst: str, count: int = 10, interval_s: float = 0.05, size: int = 56,
-         wait_s: float = 5, options: Sequence[str] = ()) -> Ping:
+def ping(
+    ns: Namespace,
+    dst: str,
+    count: int = 10,
+    interval_s: float = 0.05,
+    size: int = 56,
+    wait_s: float = 5,
+    options: Sequence[str] = (),
+) -> Ping:
     """Runs ping(8); losses are a result, not an error.
 
     :param size: payload bytes; the IPv4 packet is 28 longer, the IPv6 packet 48.
     """
-    command = ["ping", "-n", "-c", str(count), "-i", str(interval_s), "-s", str(size),
-               "-W", str(wait_s), *options, dst]
+    command = [
+        "ping",
+        "-n",
+        "-c",
+        str(count),
+        "-i",
+        str(interval_s),
+        "-s",
+        str(size),
+        "-W",
+        str(wait_s),
+        *options,
+        dst,
+    ]
     done = ns.run(command, check=False, timeout_s=count * (interval_s + 1) + wait_s + 60)
     total = _TOTAL.search(done.stdout)
     if not total:
@@ -92,9 +112,17 @@ def _make_socket(family: int, dst: str, port: int, src_port: int) -> socket.sock
     return sock
 
 
-def udp(ns: Namespace, dst: str, port: int = 9000, count: int = 1, size: int = 64,
-        gap_s: float = 0.0, src_port: int = 0, new_port_each: bool = False,
-        wait_s: float = 2.0) -> Udp:
+def udp(
+    ns: Namespace,
+    dst: str,
+    port: int = 9000,
+    count: int = 1,
+    size: int = 64,
+    gap_s: float = 0.0,
+    src_port: int = 0,
+    new_port_each: bool = False,
+    wait_s: float = 2.0,
+) -> Udp:
     """Sends datagrams from a namespace and collects what comes back.
 
     :param size: payload bytes; the first 8 are the number of the datagram.
@@ -117,7 +145,7 @@ def udp(ns: Namespace, dst: str, port: int = 9000, count: int = 1, size: int = 6
         by_number = {sock.fileno(): sock for sock in socks}
         for index in range(count):
             sent_at.append(time.monotonic())
-            payload = struct.pack("!Q", index).ljust(size, b"Z")[:max(size, 0)]
+            payload = struct.pack("!Q", index).ljust(size, b"Z")[: max(size, 0)]
             sock = socks[index % len(socks)]
             try:
                 sock.send(payload)

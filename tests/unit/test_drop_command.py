@@ -79,9 +79,7 @@ def test_manual_names_every_option():
 
 def test_event_text():
     lines = event_lines(EVENT, 1, True, False)
-    assert lines[0].endswith(
-        " netfilter_drop vnet0 udp 10.99.1.1:41822 > 10.99.1.2:7777 38B"
-    )
+    assert lines[0].endswith(" netfilter_drop vnet0 udp 10.99.1.1:41822 > 10.99.1.2:7777 38B")
     assert lines[1].startswith("    at    some_function_0+0x0 < some_function_1+0x1 <")
     assert lines[-1].endswith("...")
     assert max(len(line) for line in lines) <= 80
@@ -103,9 +101,9 @@ def test_arp_text():
         "utc_ns": 0, "reason": "otherhost", "class": "drop", "eth_type": "arp",
         "arp_op": "request", "src_ip": "10.0.0.1", "dst_ip": "10.0.0.2", "len_bytes": 28,
     }  # fmt: skip
-    assert "otherhost - arp who-has 10.0.0.2 tell 10.0.0.1 28B" in event_lines(
-        rec, 1, True, False
-    )[0]
+    assert (
+        "otherhost - arp who-has 10.0.0.2 tell 10.0.0.1 28B" in event_lines(rec, 1, True, False)[0]
+    )
 
 
 def test_why():

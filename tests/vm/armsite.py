@@ -11,6 +11,7 @@ import shutil
 import zipfile
 
 from lab import build
+
 from vm.common import GUEST_PROJECT, PROJECT, VmProblem
 
 _SITE = PROJECT / "build" / "arm64"

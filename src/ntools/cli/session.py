@@ -25,6 +25,8 @@ def open_object(args: argparse.Namespace, name: str) -> "BpfObject":
     if not args.dry_run:
         facts().check_privilege()
     obj = BpfObject(name, btf=args.btf)
+    if not args.dry_run:
+        obj.kernel.core_btf  # noqa: B018  # says what is missing before anything else is said
     if args.ring_size and "events" in obj.manifest:
         obj.resize("events", args.ring_size)
     return obj

@@ -71,9 +71,7 @@ def add_guest_address(
         return
     if args.src_ip or args.dst_ip:
         raise UsageProblem("--vm-ip cannot be combined with --src-ip or --dst-ip.")
-    criteria.update(
-        src_ip=args.vm_ip.address, src_mask=args.vm_ip.mask, family=args.vm_ip.family
-    )
+    criteria.update(src_ip=args.vm_ip.address, src_mask=args.vm_ip.mask, family=args.vm_ip.family)
     used = [name for name in criteria["used"] if name != "NT_F_BIDIR"]
     criteria["used"] = (*used, "NT_F_SRC_IP", "NT_F_BIDIR")
     shown["vm_ip"] = str(args.vm_ip)

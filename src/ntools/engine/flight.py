@@ -250,7 +250,7 @@ class FlightEngine(Engine):
             flags=sum(flags[name] for name, on in wanted if on),
             threshold_ns=options.threshold_ns,
             epoch=self._epoch,
-            **filter_config(options.criteria, types.enum("nt_filter_use"))
+            **filter_config(options.criteria, types.enum("nt_filter_use")),
         )
 
     def _all_devices(self) -> Iterable[Device]:
@@ -311,9 +311,7 @@ class FlightEngine(Engine):
         if self._details:
             self._packet(record, end, writer, group.next_stage, evidence)
 
-    def _expected(
-        self, direction: str, stage: str, record: Tuple[Any, ...]
-    ) -> Optional[str]:
+    def _expected(self, direction: str, stage: str, record: Tuple[Any, ...]) -> Optional[str]:
         through = {"openvswitch": ("ovs",), "bridge": ("bridge",)}.get(
             self._topology.bridge_kind or "", ()
         )
@@ -483,7 +481,7 @@ class FlightEngine(Engine):
                     for group, count in groups.most_common()
                     if group.direction == direction
                 ],
-                **shown
+                **shown,
             )
         self._before = totals
         self._fresh = Counter()

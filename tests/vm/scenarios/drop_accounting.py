@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ntools-drop: nothing vanishes: matched is what was shown, hidden and lost, in every mode."""
+
 from __future__ import annotations
 
 import signal
@@ -19,18 +20,33 @@ _MANY = 4000
 def _flood(env: Mapping[str, str]) -> None:
     """A stopped reader and the smallest channel: the surplus is counted, by cause."""
     with Namespace("h") as ns:
-        with watch(ns, "--dst-port", "7777", "--ring-size", "4K", "--strict",
-                   "--rate-limit", "1000000000", env=env) as tool:
+        with watch(
+            ns,
+            "--dst-port",
+            "7777",
+            "--ring-size",
+            "4K",
+            "--strict",
+            "--rate-limit",
+            "1000000000",
+            env=env,
+        ) as tool:
             tool.send_signal(signal.SIGSTOP)
             sent = udp(ns, _LO, 7777, _MANY, wait_s=0.2).sent
             tool.send_signal(signal.SIGCONT)
             result = tool.stop()
     check_records(result)
     counts = accounted(result)
-    equal(counts["matched"] + result.summary["lost"].get("prog_missed", 0), sent,
-          "matched and missed by recursion")
-    at_least(result.summary["lost"].get("ring_full", 0)
-             + result.summary["lost"].get("perf_lost", 0), 1, "events lost")
+    equal(
+        counts["matched"] + result.summary["lost"].get("prog_missed", 0),
+        sent,
+        "matched and missed by recursion",
+    )
+    at_least(
+        result.summary["lost"].get("ring_full", 0) + result.summary["lost"].get("perf_lost", 0),
+        1,
+        "events lost",
+    )
     at_least(counts["shown"], 100, "events shown")
     equal(result.status, 4, "exit status under --strict", result.stderr)
 
@@ -70,11 +86,15 @@ def rate_limit(lab: Any) -> None:
 def table(lab: Any) -> None:
     """300 datagrams of 30 flows: rows, intervals and totals agree, however few rows are shown."""
     with Namespace("h") as ns:
-        with watch(ns, "--dst-port", "7777", "--group-by", "all", "--top", "7",
-                   "--interval", "0.5") as tool:
+        with watch(
+            ns, "--dst-port", "7777", "--group-by", "all", "--top", "7", "--interval", "0.5"
+        ) as tool:
             sent = udp(ns, _LO, 7777, 300, src_port=20000, new_port_each=True, wait_s=0.2).sent
-            tool.wait_for(lambda recs: sum(
-                rec["drop_packets"] for rec in recs if rec["type"] == "drop_group") >= sent)
+            tool.wait_for(
+                lambda recs: (
+                    sum(rec["drop_packets"] for rec in recs if rec["type"] == "drop_group") >= sent
+                )
+            )
             result = tool.stop()
     checked(result, sent)
     found = rows(result)
@@ -92,8 +112,9 @@ def table(lab: Any) -> None:
 def full_table(lab: Any) -> None:
     """More flows than rows: those without room are counted, the totals stay exact."""
     with Namespace("h") as ns:
-        with watch(ns, "--dst-port", "7777", "--group-by", "fivetuple", "--max-entries", "256",
-                   "--strict") as tool:
+        with watch(
+            ns, "--dst-port", "7777", "--group-by", "fivetuple", "--max-entries", "256", "--strict"
+        ) as tool:
             sent = udp(ns, _LO, 7777, 400, src_port=20000, new_port_each=True, wait_s=0.2).sent
             result = tool.stop()
     check_records(result)
@@ -107,8 +128,11 @@ def full_table(lab: Any) -> None:
 def same_index_in_two_namespaces(lab: Any) -> None:
     """lo is device 1 everywhere: --netns and --interface keep the namespaces apart."""
     with Namespace("a") as a, Namespace("b") as b:
-        with watch(a) as in_a, watch(b, "--interface", "lo") as lo_in_b, \
-                watch(a, "--interface", f"{b.name}/lo") as nothing:
+        with (
+            watch(a) as in_a,
+            watch(b, "--interface", "lo") as lo_in_b,
+            watch(a, "--interface", f"{b.name}/lo") as nothing,
+        ):
             udp(a, _LO, 7777, 7, wait_s=0.2)
             udp(b, _LO, 7777, 5, wait_s=0.2)
             results = [tool.stop() for tool in (in_a, lo_in_b, nothing)]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ntools-drop: faults with a known number of drops show exactly so often, with reason and place."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,8 +20,10 @@ _UDP_ENTRY = ("__udp4_lib_rcv", "__udp6_lib_rcv", "udp_rcv", "udpv6_rcv", "udp_u
 
 
 def _no_socket(topo: Any, dst: str, src: str, family: str) -> None:
-    with watch(topo.h, "--dst-port", "7777") as tool, \
-            watch(topo.h, "--dst-port", "7778", "--explain") as other:
+    with (
+        watch(topo.h, "--dst-port", "7777") as tool,
+        watch(topo.h, "--dst-port", "7778", "--explain") as other,
+    ):
         sent = topo.udp(dst, 7777, 23)
         none = other.stop()
         result = tool.stop()
@@ -30,8 +33,18 @@ def _no_socket(topo: Any, dst: str, src: str, family: str) -> None:
         equal(reason(result, rec), "no_socket", "reason", rec)
         contains(_UDP_ENTRY, rec["caller"], "caller")
         equal(rec["stack"][0]["function"], rec["caller"], "first frame")
-    all_of(found, "drop", family=family, protocol="udp", src_ip=src, dst_ip=dst, dst_port=7777,
-           src_port=sent.src_ports[0], interface="br0", netns_inum=topo.h.inode)
+    all_of(
+        found,
+        "drop",
+        family=family,
+        protocol="udp",
+        src_ip=src,
+        dst_ip=dst,
+        dst_port=7777,
+        src_port=sent.src_ports[0],
+        interface="br0",
+        netns_inum=topo.h.inode,
+    )
     all_of(found, "drop", **{"class": "drop"})
     checked(none, 0)
     at_least(none.summary["explain"]["filter_port"], 23, "rejected by the port filter")
@@ -53,6 +66,7 @@ def no_socket_ipv6(lab: Any) -> None:
 @scenario(requires=("bridge",))
 def foreign_frames(lab: Any) -> None:
     """9 frames to a foreign address and 4 with a tag nobody knows: none is for us."""
+
     def frame(mac: str, vlan: Any) -> bytes:
         packet = ipv4(E_IP, HOST_IP, 17, udp_datagram(1000, 7777, b"Z" * 40))
         return ethernet(mac, E_MAC, 0x0800, packet, vlan)
@@ -60,9 +74,11 @@ def foreign_frames(lab: Any) -> None:
     with bridge_topo(vms=0, static_neigh=True) as topo:
         # Promiscuous, so that the bridge hands up what is not for it.
         topo.h.ip("link set br0 promisc on")
-        with watch(topo.h, "--interface", "br0") as every, \
-                watch(topo.h, "--normal", "hide") as hiding, \
-                RawSocket(topo.e, topo.wire) as sock:
+        with (
+            watch(topo.h, "--interface", "br0") as every,
+            watch(topo.h, "--normal", "hide") as hiding,
+            RawSocket(topo.e, topo.wire) as sock,
+        ):
             for _ in range(9):
                 sock.send(frame("52:54:00:09:00:99", None))
             for _ in range(4):
@@ -91,8 +107,17 @@ def packet_filter(lab: Any) -> None:
     caller = "nft_do_chain" if lab.kernel >= (6, 12) else "nf_hook_slow"
     for rec in found:
         equal(reason(result, rec), "netfilter_drop", "reason", rec)
-    all_of(found, "drop", caller=caller, protocol="udp", src_ip=E_IP, dst_ip=HOST_IP,
-           dst_port=7777, src_port=sent.src_ports[0], interface="br0")
+    all_of(
+        found,
+        "drop",
+        caller=caller,
+        protocol="udp",
+        src_ip=E_IP,
+        dst_ip=HOST_IP,
+        dst_port=7777,
+        src_port=sent.src_ports[0],
+        interface="br0",
+    )
 
 
 @scenario(requires=("bridge", "nft"))
@@ -108,8 +133,10 @@ def wanted_reasons(lab: Any) -> None:
             equal(result.status, 3, "exit status", result.stderr)
             contains(result.stderr, "gives no drop reasons")
             return
-        with watch(topo.h, "--reason", "netfilter_drop,NO_SUCH_REASON") as only, \
-                watch(topo.h, "--not-reason", "netfilter_drop", "--dst-port", "7777") as without:
+        with (
+            watch(topo.h, "--reason", "netfilter_drop,NO_SUCH_REASON") as only,
+            watch(topo.h, "--not-reason", "netfilter_drop", "--dst-port", "7777") as without,
+        ):
             topo.udp(HOST_IP, 7777, 20)
             results = only.stop(), without.stop()
     all_of(checked(results[0], 4), "drop", reason="netfilter_drop")
@@ -122,10 +149,22 @@ def full_qdisc(lab: Any) -> None:
     """A tbf over its limit: as many records as tc counts, at the one who queued, not the helper."""
     with bridge_topo(vms=0, static_neigh=True) as topo:
         qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
-        with watch(topo.h, "--location", "__dev_queue_xmit", "--src-ip", HOST_IP) as tool, \
-                watch(topo.h, "--mode", "summary", "--interval", "0.5", "--src-ip", HOST_IP,
-                      "--dst-port", "7777", "--group-by", "reason,location,device,fivetuple"
-                      ) as table:
+        with (
+            watch(topo.h, "--location", "__dev_queue_xmit", "--src-ip", HOST_IP) as tool,
+            watch(
+                topo.h,
+                "--mode",
+                "summary",
+                "--interval",
+                "0.5",
+                "--src-ip",
+                HOST_IP,
+                "--dst-port",
+                "7777",
+                "--group-by",
+                "reason,location,device,fivetuple",
+            ) as table,
+        ):
             sent = topo.udp(E_IP, 7777, 100, 900, ns=topo.h, wait_s=0.2)
             table.wait_for(lambda recs: [rec for rec in recs if rec["type"] == "interval"])
             results = tool.stop(), table.stop()
@@ -138,10 +177,19 @@ def full_qdisc(lab: Any) -> None:
     checked(results[1], dropped)
     lines = rows(results[1])
     equal(len(lines), 1, "rows of one reason, place and flow", lines)
-    all_of(lines, "row", drop_packets=dropped, caller="__dev_queue_xmit", interface="phy0",
-           src_port=sent.src_ports[0], dst_port=7777, protocol="udp")
-    deltas = [rec["drop_packets"] for rec in results[1].of_type("drop_group")
-              if rec["agg"] == "delta"]
+    all_of(
+        lines,
+        "row",
+        drop_packets=dropped,
+        caller="__dev_queue_xmit",
+        interface="phy0",
+        src_port=sent.src_ports[0],
+        dst_port=7777,
+        protocol="udp",
+    )
+    deltas = [
+        rec["drop_packets"] for rec in results[1].of_type("drop_group") if rec["agg"] == "delta"
+    ]
     at_least(dropped, sum(deltas), "drops of the whole run against those of the intervals")
 
 
@@ -151,10 +199,12 @@ def full_qdisc_tag_in_the_frame(lab: Any) -> None:
     packet = ipv4(HOST_IP, E_IP, 17, udp_datagram(1000, 7777, b"Z" * 900))
     with bridge_topo(vms=0, static_neigh=True) as topo:
         qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
-        with watch(topo.h, "--src-ip", HOST_IP) as every, \
-                watch(topo.h, "--vlan", "100") as tagged, \
-                watch(topo.h, "--vlan", "none", "--src-ip", HOST_IP) as untagged, \
-                RawSocket(topo.h, "phy0") as sock:
+        with (
+            watch(topo.h, "--src-ip", HOST_IP) as every,
+            watch(topo.h, "--vlan", "100") as tagged,
+            watch(topo.h, "--vlan", "none", "--src-ip", HOST_IP) as untagged,
+            RawSocket(topo.h, "phy0") as sock,
+        ):
             for number in range(60):
                 vlan = 100 if number % 3 else None
                 with contextlib.suppress(OSError):  # it learns that the frame was dropped
@@ -173,8 +223,10 @@ def full_qdisc_tag_in_the_skb(lab: Any) -> None:
     """The tag of a VLAN device travels beside the data: --vlan finds it there."""
     with bridge_topo(vms=0, static_neigh=True, vlan=100) as topo:
         qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
-        with watch(topo.h, "--vlan", "100", "--dst-port", "7777") as tool, \
-                watch(topo.h, "--vlan", "101") as other:
+        with (
+            watch(topo.h, "--vlan", "100", "--dst-port", "7777") as tool,
+            watch(topo.h, "--vlan", "101") as other,
+        ):
             topo.udp(E_IP, 7777, 60, 900, ns=topo.h, wait_s=0.2)
             results = tool.stop(), other.stop()
         dropped = qdisc.stats()["drops"]
@@ -190,8 +242,10 @@ def stalled_tap(lab: Any) -> None:
         topo.h.ip("link set vnet0 txqueuelen 10")
         topo.start_vm(0, stall_s=0)
         before = topo.link("vnet0")["tx_dropped"]
-        with watch(topo.h, "--dst-ip", VM_IP, "--interface", "vnet0") as tool, \
-                watch(topo.h, "--dst-ip", VM_IP, "--normal", "hide") as hiding:
+        with (
+            watch(topo.h, "--dst-ip", VM_IP, "--interface", "vnet0") as tool,
+            watch(topo.h, "--dst-ip", VM_IP, "--normal", "hide") as hiding,
+        ):
             topo.udp(VM_IP, 7777, 60, wait_s=0.2)
             dropped = topo.link("vnet0")["tx_dropped"] - before
             hidden = hiding.stop()
@@ -242,9 +296,11 @@ def full_socket(lab: Any) -> None:
 def unknown_frame_type(lab: Any) -> None:
     """5 frames of a type nobody handles; --type finds them, and finds no IPv4 among them."""
     with bridge_topo(vms=0, static_neigh=True) as topo:
-        with watch(topo.h, "--type", "0x88b5") as tool, \
-                watch(topo.h, "--type", "ipv4") as other, \
-                RawSocket(topo.e, topo.wire) as sock:
+        with (
+            watch(topo.h, "--type", "0x88b5") as tool,
+            watch(topo.h, "--type", "ipv4") as other,
+            RawSocket(topo.e, topo.wire) as sock,
+        ):
             for _ in range(5):
                 sock.send(ethernet(HOST_MAC, E_MAC, 0x88B5, b"Z" * 50))
             tool.wait_for(lambda recs: sum(rec["type"] == "drop" for rec in recs) >= 5)

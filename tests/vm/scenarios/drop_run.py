@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ntools-drop: every way a run ends, and everything it refuses."""
+
 from __future__ import annotations
 
 import signal

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ntools-vm-latency: a delay shows at the stage where it was put, a loss where it happened."""
+
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from lab.expect import at_least, equal, only_pair_slow
+from lab.expect import all_of, at_least, at_most, equal, only_pair_slow
 from lab.latency import check_records, complete, ends, follow, hist, hists
 from lab.scenario import scenario
-from lab.topo import VM_IP, bridge_topo, ovs_topo
+from lab.tool import Tool
+from lab.topo import VM_IP, VM_IP6, bridge_topo, ovs_topo
 
 
 def _netem(topo: Any) -> None:
@@ -19,8 +21,9 @@ def _netem(topo: Any) -> None:
     equal(pinged.received, 20, "pings")
     at_least(pinged.min_ms, 20, "round trip")
     complete(result, 20)
-    only_pair_slow(hists(result), ("dev.queue", "dev.xmit"), 20, "rx", 20,
-                   whole=[("dev.rx", "total")])
+    only_pair_slow(
+        hists(result), ("dev.queue", "dev.xmit"), 20, "rx", 20, whole=[("dev.rx", "total")]
+    )
 
 
 @scenario(requires=("tun", "ovs", "netem"))
@@ -47,8 +50,14 @@ def slow_reader_of_the_tap(lab: Any) -> None:
     complete(result, 10)
     last = [rec for rec in hists(result, "tx") if rec["labels"]["to"] == "vm.copied"]
     equal(len(last), 1, "pairs that end in guest memory")
-    only_pair_slow(hists(result), (last[0]["labels"]["from"], "vm.copied"), 50, "tx", 10,
-                   whole=[("dev.rx", "total")])
+    only_pair_slow(
+        hists(result),
+        (last[0]["labels"]["from"], "vm.copied"),
+        50,
+        "tx",
+        10,
+        whole=[("dev.rx", "total")],
+    )
 
 
 @scenario(requires=("tun", "ovs"))
@@ -57,8 +66,17 @@ def upcall(lab: Any) -> None:
     with ovs_topo(static_neigh=True) as topo:
         topo.ovs.one_upcall_per_flow()
         topo.ovs_del_flows()
-        with follow(topo, "--direction", "tx", "--protocol", "udp", "--dst-port", "9700",
-                    "--timeout-ms", "5000") as tool:
+        with follow(
+            topo,
+            "--direction",
+            "tx",
+            "--protocol",
+            "udp",
+            "--dst-port",
+            "9700",
+            "--timeout-ms",
+            "5000",
+        ) as tool:
             waker = topo.ovs.stop_for(0.3)
             time.sleep(0.05)
             sent = topo.udp(port=9700, count=1, wait_s=5)
@@ -66,45 +84,85 @@ def upcall(lab: Any) -> None:
             result = tool.stop()
     equal(sent.received, 1, "answers")
     complete(result, 1, ["tx"])
-    only_pair_slow(hists(result), ("ovs.upq", "ovs.back"), 200, "tx", 1,
-                   whole=[("dev.rx", "total")])
+    only_pair_slow(
+        hists(result), ("ovs.upq", "ovs.back"), 200, "tx", 1, whole=[("dev.rx", "total")]
+    )
 
 
-def _nft(topo: Any, hook: str) -> Any:
-    """4 of 20 requests dropped inside the host; returns the result and the one group of drops."""
-    rule = topo.nft_drop_every(5, hook, "icmp type echo-request")
-    with follow(topo) as tool:
-        pinged = topo.ping(20, wait_s=2)
+def _nft(lab: Any, topo: Any, hook: str, dst: str = VM_IP) -> Any:
+    """4 of 20 requests dropped inside the host; both commands say so. Returns the group of drops.
+
+    The reason is given by name, derived where the kernel gives none, and the function is the one
+    that frees the packet on that kernel.
+    """
+    six = ":" in dst
+    match = f"icmp{'v6' if six else ''} type echo-request"
+    rule = topo.nft_drop_every(5, hook, match)
+    drops = Tool(topo.h, "ntools-drop", ["--format", "json", "--dst-ip", dst])
+    with follow(topo) as tool, drops:
+        pinged = topo.ping(20, dst=dst, wait_s=2)
         time.sleep(1.6)
-        result = tool.stop()
+        result, dropped = tool.stop(), drops.stop()
     equal((pinged.received, rule.counter(), rule.seen()), (16, 4, 20), "answers, dropped, seen")
     to_vm, from_vm = ends(result, "tx"), ends(result, "rx")
     equal((to_vm["started"], to_vm["completed"], to_vm["dropped"]), (20, 16, 4), "tx", to_vm)
     equal((from_vm["started"], from_vm["completed"]), (16, 16), "rx", from_vm)
     equal(result.summary["lost"], {}, "lost")
-    equal(len(to_vm["by"]), 1, "ways to end", to_vm["by"])
     check_records(result)
-    return to_vm["by"][0]
-
-
-def _check_netfilter(lab: Any, group: Any) -> None:
-    """The reason by name, derived where the kernel gives none; the function of that kernel."""
+    equal(len(to_vm["by"]), 1, "ways to end", to_vm["by"])
+    group = to_vm["by"][0]
+    caller = "nf_hook_slow" if lab.kernel < (6, 4) else "nft_do_chain"
     equal((group["end"], group["count"]), ("dropped", 4), "end", group)
-    equal(group["reason"], "netfilter_drop", "reason", group)
+    equal((group["reason"], group["caller"]), ("netfilter_drop", caller), "evidence", group)
     equal(bool(group.get("reason_derived")), lab.kernel < (5, 17), "derived", group)
-    equal((group["example"]["dst_ip"], group["example"]["protocol"]), (VM_IP, "icmp"), "flow")
+    protocol = "icmpv6" if six else "icmp"
+    equal((group["example"]["dst_ip"], group["example"]["protocol"]), (dst, protocol), "flow")
+    records = [rec for rec in dropped.of_type("drop") if rec["reason"] == "netfilter_drop"]
+    equal(len(records), 4, "drops", dropped.of_type("drop"))
+    all_of(records, "drop", caller=caller, dst_ip=dst, protocol=protocol)
+    equal(dropped.summary["lost"], {}, "lost by ntools-drop")
+    return group
 
 
-@scenario(requires=("tun", "bridge", "nft"))
+@scenario(requires=("tun", "bridge", "nft", "nft_bridge"))
 def nft_drops_in_the_bridge(lab: Any) -> None:
     with bridge_topo(static_neigh=True) as topo:
-        group = _nft(topo, "bridge-forward")
-    _check_netfilter(lab, group)
-    seen = "br.fwd" in group["next_stage"] or group["last_stage"] == "br.fwd"
-    equal(group["last_stage"] in ("dev.rx", "br.fwd"), True, "last stage", group)
-    equal(seen or group["next_stage"] == "dev.queue", True, "next stage", group)
-    caller = "nf_hook_slow" if lab.kernel < (6, 4) else "nft_do_chain"
-    equal(group["caller"], caller, "caller", group)
+        group = _nft(lab, topo, "bridge-forward")
+    # The hook lies inside the forwarding function.
+    inside = "br.fwd" in (group["last_stage"], group["next_stage"])
+    equal(inside or group["next_stage"] == "dev.queue", True, "stages", group)
+
+
+@scenario(requires=("tun", "bridge", "nft", "nft_bridge", "ipv6"))
+def nft_drops_in_the_bridge_ipv6(lab: Any) -> None:
+    with bridge_topo(static_neigh=True, ipv6=True) as topo:
+        _nft(lab, topo, "bridge-forward", VM_IP6)
+
+
+@scenario(requires=("tun", "ovs", "nft_netdev"))
+def nft_drops_in_front_of_ovs(lab: Any) -> None:
+    with ovs_topo(static_neigh=True) as topo:
+        group = _nft(lab, topo, "ingress:phy0")
+    equal((group["last_stage"], group["next_stage"]), ("dev.rx", "ovs.in"), "stages", group)
+
+
+@scenario(requires=("tun", "bridge", "netem", "vlan"))
+def netem_under_a_vlan_device(lab: Any) -> None:
+    """The port of the bridge is phy0.100: the delay of phy0 shows behind the VLAN device."""
+    with bridge_topo(static_neigh=True, uplink_vlan=100) as topo:
+        topo.netem("phy0", 20)
+        with follow(topo) as tool:
+            topo.ping(10)
+            result = tool.stop()
+    complete(result, 10)
+    queues = {
+        rec["labels"]["interface"]: rec
+        for rec in hists(result, "rx")
+        if (rec["labels"]["from"], rec["labels"]["to"]) == ("dev.queue", "dev.xmit")
+    }
+    equal(sorted(queues), ["phy0", "phy0.100"], "devices passed")
+    at_least(queues["phy0"]["min"], 20_000_000, "queue of phy0, ns")
+    at_most(queues["phy0.100"]["max"], 10_000_000, "queue of phy0.100, ns")
 
 
 @scenario(requires=("tun", "bridge"))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ntools-vm-latency: every packet is seen at every stage it passes, and at no other."""
+
 from __future__ import annotations
 
 from typing import Any, Sequence
@@ -28,8 +29,9 @@ def _check_pairs(result: Any, direction: str, stages: Sequence[str], count: int)
     equal(found - {*wanted, (stages[0], "total"), ("vm.kick", "dev.rx")}, set(), "other pairs")
 
 
-def _pings(topo: Any, count: int, middle: Sequence[str], vhost: bool = False,
-           dst: str = VM_IP) -> Any:
+def _pings(
+    topo: Any, count: int, middle: Sequence[str], vhost: bool = False, dst: str = VM_IP
+) -> Any:
     """Pings from outside to the machine; the fake machine's own counter is the witness."""
     before = topo.vm.counters()
     with follow(topo) as tool:
@@ -41,8 +43,12 @@ def _pings(topo: Any, count: int, middle: Sequence[str], vhost: bool = False,
     complete(result, count)
     taken = ["vm.take"] if vhost else []
     _check_pairs(result, "rx", ["dev.rx", *middle, "dev.queue", "dev.xmit"], count)
-    _check_pairs(result, "tx", ["dev.rx", *middle, "dev.queue", "dev.xmit", "vm.xmit", *taken,
-                                "vm.copied"], count)
+    _check_pairs(
+        result,
+        "tx",
+        ["dev.rx", *middle, "dev.queue", "dev.xmit", "vm.xmit", *taken, "vm.copied"],
+        count,
+    )
     check_records(result)
     return result
 
@@ -108,8 +114,11 @@ def tagged_pings(lab: Any) -> None:
     """VLAN 100 up to the machine: the filter of that VLAN takes all, of another one nothing."""
     with bridge_topo(vlan=100, static_neigh=True) as topo:
         before = topo.vm.counters()["arp"]
-        with follow(topo, "--vlan", "100") as right, follow(topo, "--vlan", "200") as wrong, \
-                follow(topo, "--vlan", "none") as untagged:
+        with (
+            follow(topo, "--vlan", "100") as right,
+            follow(topo, "--vlan", "200") as wrong,
+            follow(topo, "--vlan", "none") as untagged,
+        ):
             pinged = topo.ping(20)
             results = [tool.stop() for tool in (right, wrong, untagged)]
         arp = topo.vm.counters()["arp"] - before
@@ -161,7 +170,9 @@ def neighbour_and_host(lab: Any) -> None:
     equal((others.received, host.received), (20, 10), "pings")
     complete(result, 15 + arp, ["rx"])
     complete(result, 15, ["tx"])
-    totals = {rec["labels"]["peer_interface"]: (rec["labels"]["peer_kind"], rec["count"])
-              for rec in hists(result) if rec["labels"]["to"] == "total"
-              and rec["labels"]["direction"] == "rx"}
+    totals = {
+        rec["labels"]["peer_interface"]: (rec["labels"]["peer_kind"], rec["count"])
+        for rec in hists(result)
+        if rec["labels"]["to"] == "total" and rec["labels"]["direction"] == "rx"
+    }
     equal(totals, {"br0": ("host", 10), "vnet1": ("vm", 5 + arp)}, "where its packets went")

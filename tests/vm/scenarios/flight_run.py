@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """ntools-vm-latency: how a run starts and ends, what it does when it cannot follow."""
+
 from __future__ import annotations
 
 import signal
@@ -68,8 +69,10 @@ def details(lab: Any) -> None:
     """One record per packet, its stages in the order of time; the threshold is kept."""
     with bridge_topo(static_neigh=True) as topo:
         topo.vm.delay(20)
-        with follow(topo, "--details") as everything, \
-                follow(topo, "--details", "--latency-ms", "15") as slow:
+        with (
+            follow(topo, "--details") as everything,
+            follow(topo, "--details", "--latency-ms", "15") as slow,
+        ):
             topo.ping(10, interval_s=0.1)
             results = [everything.stop(), slow.stop()]
     complete(results[0], 10)
@@ -83,8 +86,11 @@ def details(lab: Any) -> None:
         last = "vm.copied" if rec["direction"] == "tx" else "dev.xmit"
         equal((rec["stages"][-1]["stage"], rec["end"]), (last, "completed"), "end", rec)
         equal({rec["src_ip"], rec["dst_ip"]}, {VM_IP, E_IP}, "addresses", rec)
-    equal(sorted(rec["icmp_seq"] for rec in packets if rec["direction"] == "tx"),
-          list(range(1, 11)), "sequence numbers")
+    equal(
+        sorted(rec["icmp_seq"] for rec in packets if rec["direction"] == "tx"),
+        list(range(1, 11)),
+        "sequence numbers",
+    )
     slow_ones = results[1].of_type("packet")
     equal([rec["direction"] for rec in slow_ones], ["tx"] * 10, "slow packets")
     for result in results:
@@ -96,9 +102,11 @@ def filters(lab: Any) -> None:
     """A filter takes its packets in both directions, and no other; --explain counts the others."""
     with bridge_topo(static_neigh=True) as topo:
         flow = ("--protocol", "udp", "--dst-port", "9701", "--bidir")
-        with follow(topo, *flow, "--explain") as one, \
-                follow(topo, "--vm-ip", VM_IP) as all_of_vm, \
-                follow(topo, "--src-ip", "10.9.0.77") as none:
+        with (
+            follow(topo, *flow, "--explain") as one,
+            follow(topo, "--vm-ip", VM_IP) as all_of_vm,
+            follow(topo, "--src-ip", "10.9.0.77") as none,
+        ):
             topo.ping(5)
             topo.udp(port=9701, count=7, gap_s=0.01, wait_s=3)
             topo.udp(port=9702, count=3, gap_s=0.01, wait_s=3)
@@ -115,8 +123,17 @@ def filters(lab: Any) -> None:
 def flood_into_the_smallest_channel(lab: Any) -> None:
     """Packet records nobody reads: completed = shown + lost, by cause; --strict ends with 4."""
     with bridge_topo(static_neigh=True) as topo:
-        with follow(topo, "--details", "--direction", "tx", "--ring-size", "4K", "--strict",
-                    "--duration", "60") as tool:
+        with follow(
+            topo,
+            "--details",
+            "--direction",
+            "tx",
+            "--ring-size",
+            "4K",
+            "--strict",
+            "--duration",
+            "60",
+        ) as tool:
             tool.send_signal(signal.SIGSTOP)
             topo.udp(port=9000, count=3000, gap_s=0.0005, wait_s=5)
             tool.send_signal(signal.SIGCONT)
@@ -136,8 +153,9 @@ def no_room_for_flights(lab: Any) -> None:
     """More packets under way than room for them: counted, and the run says so."""
     with bridge_topo(static_neigh=True) as topo:
         topo.vm.stall()
-        with follow(topo, "--direction", "tx", "--max-flights", "16", "--timeout-ms", "60000",
-                    "--strict") as tool:
+        with follow(
+            topo, "--direction", "tx", "--max-flights", "16", "--timeout-ms", "60000", "--strict"
+        ) as tool:
             topo.udp(port=9000, count=100, wait_s=0)
             time.sleep(0.3)
             result = tool.stop()
@@ -171,8 +189,11 @@ def kill_leaves_nothing(lab: Any) -> None:
             topo.ping(5)
             at_least(len(bpf_leftovers(before, settle_s=0).progs), 2, "programs running")
             tool.kill()
-        equal(bpf_leftovers(before, settle_s=20).counts(), {"progs": 0, "maps": 0, "links": 0},
-              "left behind")
+        equal(
+            bpf_leftovers(before, settle_s=20).counts(),
+            {"progs": 0, "maps": 0, "links": 0},
+            "left behind",
+        )
 
 
 @scenario(requires=("tun", "bridge"), timeout_s=120)
@@ -182,14 +203,20 @@ def same_ifindex_elsewhere(lab: Any) -> None:
         index = topo.h.json(["ip", "-j", "link", "show", "dev", "vnet0"])[0]["ifindex"]
         there = {link["ifindex"]: link["ifname"] for link in topo.e.json(["ip", "-j", "link"])}
         if index not in there:
-            topo.e.ip(f"link add twin0 index {index} type veth peer name twin1 index {index + 50}",
-                      "link set twin0 up", "link set twin1 up", "addr add 10.8.0.1/24 dev twin0")
+            topo.e.ip(
+                f"link add twin0 index {index} type veth peer name twin1 index {index + 50}",
+                "link set twin0 up",
+                "link set twin1 up",
+                "addr add 10.8.0.1/24 dev twin0",
+            )
         lab.log(f"index {index} in the other namespace:", there.get(index, "twin0"))
         with follow(topo) as tool:
             if index not in there:  # received by the twin: packets from "the VM", were it vnet0
                 for _ in range(5):
-                    topo.e.run(["ping", "-b", "-c", "1", "-W", "1", "-I", "twin1", "10.8.0.255"],
-                               check=False)
+                    topo.e.run(
+                        ["ping", "-b", "-c", "1", "-W", "1", "-I", "twin1", "10.8.0.255"],
+                        check=False,
+                    )
             topo.ping(7)
             result = tool.stop()
     complete(result, 7)
