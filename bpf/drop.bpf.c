@@ -402,8 +402,8 @@ static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct,
 		return 0;
 	inum = nt_inum(net);
 	if (inum < NT_FIRST_INUM || !ifindex || ifindex >> 31 ||
-	    bpf_core_read(d->name, sizeof(d->name), &dev->name) || d->name[0] <= ' ' ||
-	    d->name[0] > '~' || d->name[15]) {
+	    bpf_core_read(d->name, sizeof(d->name), &dev->name) || (__u8)d->name[0] <= ' ' ||
+	    d->name[15]) {
 		d->name[0] = 0;
 		return 0;
 	}

@@ -48,13 +48,10 @@ static __always_inline struct nt_invariant nt_invariant(const struct nt_pkt *p)
 	} else if (p->flags & NT_PKT_ECHO) {
 		a = (__u64)p->icmp_type << 24 | (__u64)p->icmp_code << 16 | p->icmp_seq;
 		b = p->payload;
-	} else if (p->flags & NT_PKT_L4) {
-		a = p->ip_id;
-		b = p->payload;
-		out.len = p->payload_len;
 	} else if (p->tuple.family) {
-		a = p->ip_id;
-		b = p->tuple.protocol;
+		a = (__u64)p->tuple.protocol << 48 | (__u64)p->icmp_type << 40 |
+		    (__u64)p->icmp_code << 32 | p->ip_id;
+		b = p->payload;
 		out.len = p->total_len;
 	} else if (p->arp_op) {
 		a = p->arp_op;

@@ -22,40 +22,13 @@
 #define NT_PARSE_H
 
 #include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
-#include "nt_compat.h"
+#include "nt_skb.h"
 #include "nt_types.h"
 #include "nt_wire.h"
 
-/* Where the headers are, and how to read them. Constants: one NT_AT_*, combined with the others. */
-enum nt_where {
-	NT_AT_DATA = 0, /* L3, or a VLAN tag, at skb->data; the network offset is not trusted */
-	NT_AT_ETH = 1,	/* Ethernet at skb->data; the network offset is not trusted */
-	NT_AT_NET = 2,	/* L3 at the network offset */
-	NT_AT_ANY = 3,	/* free.*: network offset if it makes sense, else MAC header, else data */
-	NT_AT_MASK = 3,
-	NT_DIRECT = 1 << 2,  /* the verifier knows the type of skb: plain loads */
-	NT_LEN_SKB = 1 << 3, /* the IP header has no length yet: l4.out .. l3.local_out */
-	NT_NO_MAC = 1 << 4,  /* MAC addresses are not wanted */
-};
-
 #define NT_EXT_MAX 6
-#define NT_MAC_UNSET 0xffff
-
-/* What the parser needs of an skb. */
-struct nt_skb {
-	const unsigned char *head;
-	__u64 data;   /* offset of skb->data */
-	__u64 linear; /* end of the linear part */
-	__u64 end;    /* end of the packet */
-	__u64 network;
-	__u64 mac;
-	__u64 protocol;
-	struct nt_vlan_tag vlan;
-	__u64 zero; /* nt_vague_zero() */
-};
 
 /* The rest of a packet: off moves from header to header, the ends shrink to the IP length. */
 struct nt_span {
@@ -64,26 +37,6 @@ struct nt_span {
 	__u64 linear;
 	__u64 end;
 };
-
-/*
- * Hides from the compiler where the packet is: it would keep every field in a register or a copy
- * of its own and follow each combination of headers with separate code.
- */
-#define NT_OPAQUE(p) asm volatile("" : "+r"(p))
-
-/*
- * A zero of which the verifier knows nothing. What it knows of one packet and not of another, it
- * follows through the rest of the program for each combination: fields that are 0 or not, offsets
- * with bounds that decide a later comparison. `any` is a number read from the kernel.
- */
-static __always_inline __u64 nt_vague_zero(__u64 any)
-{
-	__u64 same = any;
-
-	NT_OPAQUE(any);
-	NT_OPAQUE(same);
-	return any - same;
-}
 
 static __always_inline void nt_pkt_init(struct nt_pkt *p, __u64 zero)
 {
@@ -370,7 +323,10 @@ static __always_inline __u64 nt_short_l4(struct nt_span *s, bool icmp, struct nt
 static __always_inline __u64 nt_l4(struct nt_span *s, struct nt_pkt *p)
 {
 	const __u64 protocol = p->tuple.protocol;
-	bool icmp = protocol == (p->tuple.family == 4 ? NT_IP_ICMP : NT_IP_ICMPV6);
+	const bool icmp = protocol == (p->tuple.family == 4 ? NT_IP_ICMP : NT_IP_ICMPV6);
+	/* Behind these ports is a checksum that may be filled in late, not payload. */
+	const bool ports_only = protocol == NT_IP_SCTP || protocol == NT_IP_DCCP;
+	__u64 why;
 
 	p->l4_off = s->off;
 	if (p->frag_off)
@@ -379,10 +335,10 @@ static __always_inline __u64 nt_l4(struct nt_span *s, struct nt_pkt *p)
 		return NT_PKT_BAD;
 	if (protocol == NT_IP_TCP)
 		return nt_tcp(s, p);
-	if (icmp || protocol == NT_IP_UDP || protocol == NT_IP_UDPLITE ||
-	    protocol == NT_IP_SCTP || protocol == NT_IP_DCCP)
-		return nt_short_l4(s, icmp, p);
-	return NT_STOP;
+	if (!icmp && !ports_only && protocol != NT_IP_UDP && protocol != NT_IP_UDPLITE)
+		return NT_STOP;
+	why = nt_short_l4(s, icmp, p);
+	return ports_only ? why | NT_STOP : why;
 }
 
 /* Network header and what follows. */
@@ -462,54 +418,6 @@ static __always_inline __u64 nt_ethernet(struct nt_span *s, __u64 *proto, struct
 		*proto = NT_ETH_LLC;
 	s->off += sizeof(eth);
 	return 0;
-}
-
-/*
- * head and data, neighbours in every kernel so far, as plain numbers. Never loaded directly: newer
- * verifiers (found on 6.18) make a pointer of such a load, want to know every offset added to it
- * exactly, and follow each combination of header lengths on its own.
- */
-struct nt_skb_base {
-	__u64 head;
-	__u64 data;
-};
-
-static __always_inline void nt_skb_base(struct sk_buff *skb, struct nt_skb_base *base)
-{
-	if (bpf_core_field_offset(skb->data) == bpf_core_field_offset(skb->head) + 8) {
-		bpf_core_read(base, sizeof(*base), &skb->head);
-	} else {
-		bpf_core_read(&base->head, sizeof(base->head), &skb->head);
-		bpf_core_read(&base->data, sizeof(base->data), &skb->data);
-	}
-}
-
-/*
- * Reads of an skb what the parser needs at this place; the rest of *m is 0. Returns 0, or -1 when
- * it could not be read.
- */
-static __always_inline int nt_skb_load(struct sk_buff *skb, const int where, struct nt_skb *m)
-{
-	const int direct = where & NT_DIRECT, at = where & NT_AT_MASK;
-	struct nt_skb_base base;
-
-	nt_skb_base(skb, &base);
-	m->head = (const unsigned char *)base.head;
-	m->zero = nt_vague_zero(base.head);
-	m->data = base.data - base.head;
-	m->end = m->data + NT_GET(skb, len);
-	m->linear = m->end - NT_GET(skb, data_len);
-	m->protocol = 0;
-	m->network = 0;
-	m->mac = NT_MAC_UNSET;
-	if (at != NT_AT_ETH)
-		m->protocol = bpf_ntohs(NT_GET(skb, protocol));
-	if (at == NT_AT_NET || at == NT_AT_ANY)
-		m->network = NT_GET(skb, network_header) + m->zero;
-	if (at == NT_AT_NET || at == NT_AT_ANY || (at == NT_AT_DATA && !(where & NT_NO_MAC)))
-		m->mac = NT_GET(skb, mac_header) + m->zero;
-	nt_vlan_acc(skb, direct, &m->vlan);
-	return m->head ? 0 : -1;
 }
 
 /* EtherType by the version nibble; 0 when it is of neither IP version or cannot be read. */

@@ -93,7 +93,7 @@ struct nt_pkt {
 	__u8 tos;	  /* or traffic class */
 	__u8 tcp_hdr_len; /* bytes */
 	__u32 total_len;  /* bytes from the L3 header on, without link padding where IP tells */
-	__u32 payload_len; /* bytes behind the L4 header, in this packet */
+	__u32 payload_len; /* bytes behind the TCP, UDP or ICMP header, in this packet */
 	__u64 payload; /* up to 8 bytes behind the UDP, ICMP or Ethernet header, as in memory */
 	__u32 tunnel_id; /* VNI or GRE key the packet was found under */
 	__u16 l3_off;	 /* from skb->head */

@@ -317,6 +317,12 @@ def tool_in_the_host(lab: Context) -> None:
     )
     expect.equal(result.header["tracing"], os.path.isdir("/sys/kernel/tracing/events"), "tracefs")
     expect.no_loss(result.summary)
+    torn = (
+        "import sys, time; print('{\"type\":', end='', flush=True); "
+        "print('ready: torn', file=sys.stderr, flush=True); time.sleep(100)"
+    )
+    with Tool(None, sys.executable, ["-c", torn]) as tool:
+        expect.equal((tool.kill().records, tool.kill().stdout), ([], '{"type":'), "torn line")
     try:
         with Tool(None, "/bin/sh", ["-c", "echo broken >&2; exit 3"]):
             raise AssertionError("a tool that ends is not ready")

@@ -90,7 +90,8 @@ class _Stream(threading.Thread):
 def _records(lines: Sequence[str]) -> List[Dict[str, Any]]:
     found = []
     for line in lines:
-        if line.startswith("{"):
+        # A command that was killed may leave the beginning of a line.
+        if line.startswith("{") and line.endswith("\n"):
             record = json.loads(line)
             if isinstance(record, dict):
                 found.append(record)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the parser should find in a packet, said a second time and in another language.
 
-Written from the specification, with exceptions and slices where the BPF code has flags and
+Written on its own, with exceptions and slices where the BPF code has flags and
 unrolled steps. The tests compare every field of struct nt_pkt with it.
 """
 
@@ -164,8 +164,9 @@ class _Parse:
             self.icmp()
         elif protocol in (17, 33, 132, 136):
             self.ports(self.take(8))
-            self.off += 8
-            self.payload()
+            if protocol in (17, 136):
+                self.off += 8
+                self.payload()
 
     def ports(self, head: bytes) -> None:
         self.tuple["src_port"], self.tuple["dst_port"] = struct.unpack_from("!HH", head)

@@ -55,7 +55,7 @@ def test_same_packet_elsewhere(parser: Parser, packet: bytes, proto: int) -> Non
 
 
 def test_next_packet_of_a_flow_is_another(parser: Parser) -> None:
-    """Consecutive pings; UDP with id 0 (F9) and other payload; TCP with other sequence."""
+    """Consecutive pings; UDP with id 0 and other payload; TCP with other sequence."""
     streams = {
         "ping": [p.ip4(p.icmp(TEXT, seq=i), 1) for i in range(200)],
         "ping6": [p.ip6(p.icmp(TEXT, kind=128, seq=i), 58) for i in range(200)],
@@ -65,11 +65,12 @@ def test_next_packet_of_a_flow_is_another(parser: Parser) -> None:
         "udp id": [p.ip4(p.udp(TEXT), 17, ident=i) for i in range(200)],
         "tcp": [p.ip4(p.tcp(TEXT, seq=1460 * i), 6) for i in range(200)],
         "ack": [p.ip4(p.tcp(ack=1460 * i), 6) for i in range(200)],
+        "neighbours": [p.ip6(p.icmp(i.to_bytes(8, "big"), kind=135), 58) for i in range(200)],
         "esp": [p.ip4(TEXT, 50, ident=i) for i in range(200)],
         "fragments": [p.ip4(TEXT, 17, ident=7, frag=8 + 8 * i) for i in range(200)],
     }
     for name, packets in streams.items():
-        proto = IP6 if name == "ping6" else IP4
+        proto = IP6 if name in ("ping6", "neighbours") else IP4
         assert len({digest(parser, packet, proto) for packet in packets}) == 200, name
         if name != "udp length":
             assert len({key(parser, packet, proto) for packet in packets}) == 200, name

@@ -140,7 +140,7 @@ def test_tags_are_found(pair: Namespace, watch: Watch) -> None:
 
 
 def test_sent_by_the_stack(pair: Namespace, watch: Watch) -> None:
-    """A datagram of a socket; no IP id (F9), other payload each time."""
+    """A datagram of a socket; no IP id, other payload each time."""
     seen = set()
     with pair.entered():
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

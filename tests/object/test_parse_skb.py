@@ -109,7 +109,7 @@ def test_length_not_set_yet(parser: Parser) -> None:
 
 @pytest.mark.parametrize("where, data", [("data", L3), ("eth", 0), ("net", 0), ("any", L3)])
 def test_tags_in_the_data(parser: Parser, where: str, data: int) -> None:
-    """F13: skb->protocol names the tag, data is at it; the network offset is behind it or not."""
+    """skb->protocol names the tag, data is at it; the network offset is behind it or not."""
     frame = p.eth(p.vlan(p.vlan(UDP, 20, IP4), 10, 0x8100), 0x88A8)
     for net in (L3, L3 + 4, L3 + 8):
         pkt, flags = skb(parser, where, frame, data, proto=0x88A8, net=net)
