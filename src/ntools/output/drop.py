@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 from ..model.clock import wall_text
 from ..model.flow import flow_text
 from ..model.reasons import classify, explain
-from .text import Column, hint_lines, number, table, wrap
+from .text import Column, attach_lines, hint_lines, number, table, wrap
 
 __all__ = ["DropView", "event_lines", "report_lines", "summary_lines", "why_lines"]
 
@@ -44,14 +44,7 @@ class DropView:
 
     def header(self, rec: Dict[str, Any]) -> List[str]:
         lines = ["Watching for dropped packets. Ctrl-C ends and prints the totals."]
-        for row in rec["degraded"]:
-            lines += wrap("{}: {}".format(row["feature"], row["because"]))
-        if self._explain:
-            for row in rec["points"]:
-                lines.append("{stage}: {attach} {target}".format(**row))
-                for failed in row["candidates_failed"]:
-                    lines += wrap("not {attach} {target}: {text}".format(**failed), indent=2)
-        return lines
+        return lines + attach_lines(rec) if self._explain else lines
 
     def drop(self, rec: Dict[str, Any]) -> List[str]:
         lines = event_lines(rec, self._netns_inum, self._mark, self._verbose)

@@ -29,6 +29,7 @@ __all__ = [
     "Column",
     "TextSink",
     "approximate_us",
+    "attach_lines",
     "histogram_lines",
     "hint_lines",
     "loss_line",
@@ -161,6 +162,18 @@ def loss_line(lost: Optional[Mapping[str, int]]) -> Optional[str]:
         return None
     counts = ", ".join(f"{cause} {count}" for cause, count in causes)
     return f"lost: {counts}; {consequence([cause for cause, _ in causes])}"
+
+
+def attach_lines(header: Record) -> List[str]:
+    """How each point was attached, what was refused before, and what is missing: ``--explain``."""
+    lines = []
+    for row in header["points"]:
+        lines.append("{stage}: {attach} {target}".format(**row))
+        for failed in row["candidates_failed"]:
+            lines += wrap("not {attach} {target}: {text}".format(**failed), indent=2)
+    for row in header["degraded"]:
+        lines += wrap("{feature}: missing: {because}".format(**row))
+    return lines
 
 
 def wrap(text: str, width: int = WIDTH, indent: int = 0) -> List[str]:
