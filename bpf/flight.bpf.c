@@ -21,8 +21,8 @@
 #include "nt_filter.h"
 #include "nt_flight.h"
 #include "nt_hist.h"
+#include "nt_identity.h"
 #include "nt_parse.h"
-#include "nt_print.h"
 
 static __always_inline struct nt_flight_cfg *nt_config(void)
 {

@@ -10,7 +10,7 @@
 #include "nt_channel.h"
 #include "nt_filter.h"
 #include "nt_hist.h"
-#include "nt_print.h"
+#include "nt_identity.h"
 #include "nt_types.h"
 
 #ifndef NT_DETAIL

@@ -3,13 +3,18 @@
  * nt_identity - is it the same packet again?
  *
  * A buffer (skb->head) is reused within microseconds, so it identifies a packet only together
- * with a digest of header fields that no hop changes. Not in the digest: addresses, ports, TTL,
- * TOS, checksums, VLAN tags, and what segmentation or merging changes (PSH, FIN, CWR).
+ * with bytes that no hop changes. While a packet stays in one buffer its headers stay where they
+ * are: a VLAN tag pushed into the data moves the MAC addresses, not what follows. So the parser
+ * runs once, where the packet enters; from then on the same 24 bytes are read again, 8 at the
+ * network header and 16 further on, and masked to what no hop may change. Not compared:
+ * addresses, ports, TTL, TOS, checksums, ICMP identifier, and the TCP flags that segmentation
+ * and merging change (PSH, FIN, CWR).
  */
 #ifndef NT_IDENTITY_H
 #define NT_IDENTITY_H
 
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
 
 #include "nt_types.h"
 
@@ -23,57 +28,97 @@ static __always_inline __u64 nt_mix(__u64 hash, __u64 word)
 	return hash ^ (hash >> 29);
 }
 
-/* What tells packets of one flow apart, and a length for those where it helps. */
-struct nt_invariant {
-	__u64 hash;
-	__u64 len;
+struct nt_print {
+	__u64 mask[3];
+	__u32 digest;
+	__u16 l3_off; /* from skb->head */
+	__u16 off;
 };
 
-/*
- * The length is kept apart: GSO gives its first child the sequence number and id of the parent,
- * but not its length.
- */
-static __always_inline struct nt_invariant nt_invariant(const struct nt_pkt *p)
+/* Masks are written as they read on the wire, first byte first. */
+#define NT_WIRE(word) bpf_cpu_to_be64(word##ULL)
+
+/* Reads the bytes and digests them; 0 when they cannot be read. */
+static __always_inline __u32 nt_print_read(const void *head, const struct nt_print *print)
 {
-	struct nt_invariant out = {};
-	__u64 a, b;
+	__u64 word[3], hash;
+	__u32 digest;
 
-	if (p->tcp_hdr_len) {
-		a = (__u64)p->seq << 32 | p->ack;
-		b = (__u64)p->tcp_hdr_len << 32 | (__u64)p->window << 8 |
-		    (p->tcp_flags & (NT_TCP_SYN | NT_TCP_RST | NT_TCP_ACK));
-	} else if (p->frag_off) {
-		a = (__u64)p->ip_id << 32 | p->frag_off;
-		b = 0;
-	} else if (p->flags & NT_PKT_ECHO) {
-		a = (__u64)p->icmp_type << 24 | (__u64)p->icmp_code << 16 | p->icmp_seq;
-		b = p->payload;
-	} else if (p->tuple.family) {
-		a = (__u64)p->tuple.protocol << 48 | (__u64)p->icmp_type << 40 |
-		    (__u64)p->icmp_code << 32 | p->ip_id;
-		b = p->payload;
-		out.len = p->total_len;
-	} else if (p->arp_op) {
-		a = p->arp_op;
-		b = *(const __u32 *)__builtin_assume_aligned(p->tuple.dst, 8);
-	} else {
-		a = p->tuple.eth_proto;
-		b = p->payload;
-	}
-	out.hash = nt_mix(nt_mix(NT_MIX_B, a), b);
-	return out;
-}
-
-/* Digest of the fields no hop changes; never 0. */
-static __always_inline __u32 nt_digest(const struct nt_pkt *p)
-{
-	struct nt_invariant it = nt_invariant(p);
-	__u32 digest = nt_mix(it.hash, it.len) >> 32;
-
+	if (bpf_probe_read_kernel(&word[0], 8, head + print->l3_off) ||
+	    bpf_probe_read_kernel(&word[1], 16, head + print->off))
+		return 0;
+	hash = nt_mix(NT_MIX_B, word[0] & print->mask[0]);
+	hash = nt_mix(hash, word[1] & print->mask[1]);
+	hash = nt_mix(hash, word[2] & print->mask[2]);
+	digest = hash >> 32;
 	return digest ? digest : 1;
 }
 
-/* Key of a flow and something that tells its packets apart; never 0. */
+/* The first `bytes` of a word, as a mask. */
+static __always_inline __u64 nt_print_first(__u64 bytes)
+{
+	return bytes >= 8 ? ~0ULL : bpf_cpu_to_be64(~(~0ULL >> (8 * bytes)));
+}
+
+/* Takes the fingerprint of a parsed packet. */
+static __always_inline void nt_print_take(const void *head, const struct nt_pkt *p,
+					  struct nt_print *print)
+{
+	__u64 keep;
+
+	/* IPv4: version, length, id, fragment. IPv6: version, length, next header. */
+	print->mask[0] = p->tuple.family == 4 ? NT_WIRE(0xff00ffffffffffff) :
+			 p->tuple.family == 6 ? NT_WIRE(0xf0000000ffffff00) :
+						~0ULL;
+	print->mask[1] = 0;
+	print->mask[2] = 0;
+	print->l3_off = p->l3_off;
+	print->off = p->l3_off;
+	if (p->tcp_hdr_len) {
+		/* Not the length, for segmentation changes it. */
+		print->mask[0] &= p->tuple.family == 4 ? ~NT_WIRE(0x0000ffff00000000) :
+							 ~NT_WIRE(0x00000000ffff0000);
+		/* sequence, acknowledgement | header length, SYN RST ACK, window */
+		print->off = p->l4_off + 4;
+		print->mask[1] = ~0ULL;
+		print->mask[2] = NT_WIRE(0xf016ffff00000000);
+	} else if (p->frag_off) {
+		/* IPv6: the fragment header is in front of what would be L4 */
+		if (p->tuple.family == 6) {
+			print->off = p->l4_off - 8;
+			print->mask[1] = ~0ULL;
+		}
+	} else if (p->flags & NT_PKT_ICMP) {
+		/* type, code, sequence of an echo | payload */
+		print->off = p->l4_off;
+		print->mask[1] = NT_WIRE(0xffff00000000ffff);
+		if (p->flags & NT_PKT_PAYLOAD)
+			print->mask[2] = nt_print_first(p->payload_len);
+	} else if (p->flags & NT_PKT_L4) {
+		/* length of UDP, payload */
+		print->off = p->l4_off + 4;
+		print->mask[1] = NT_WIRE(0xffff000000000000);
+		if (p->flags & NT_PKT_PAYLOAD) {
+			keep = p->payload_len < 8 ? p->payload_len : 8;
+			print->mask[1] |= nt_print_first(4 + keep) & NT_WIRE(0x00000000ffffffff);
+			print->mask[2] = keep > 4 ? nt_print_first(keep - 4) : 0;
+		}
+	} else if (p->arp_op) {
+		/* sender and target addresses */
+		print->off = p->l3_off + 12;
+		print->mask[1] = ~0ULL;
+		print->mask[2] = ~0ULL;
+	} else if (!p->tuple.family && p->payload_len >= 16) {
+		print->mask[1] = ~0ULL;
+		print->mask[2] = ~0ULL;
+	}
+	print->digest = nt_print_read(head, print);
+}
+
+/*
+ * Key of a packet that changes its buffer but not its addresses, as over an upcall: its flow and
+ * its fingerprint. Never 0.
+ */
 static __always_inline __u64 nt_key_of(const struct nt_tuple *t, __u64 packet)
 {
 	const __u64 *w = __builtin_assume_aligned(t, 8);
@@ -85,15 +130,6 @@ static __always_inline __u64 nt_key_of(const struct nt_tuple *t, __u64 packet)
 		hash = nt_mix(hash, w[i]);
 	hash = nt_mix(hash, packet);
 	return hash ? hash : 1;
-}
-
-/*
- * Key of a packet that changes its buffer but not its addresses: upcall and re-injection, GSO
- * parent and first child, socket and IP layer. Never 0.
- */
-static __always_inline __u64 nt_key(const struct nt_pkt *p)
-{
-	return nt_key_of(&p->tuple, nt_invariant(p).hash);
 }
 
 #endif

@@ -88,12 +88,15 @@ struct test_manifest {
 const struct test_manifest test_manifest SEC(".ntools") = {};
 
 static __always_inline void test_judge(const struct nt_filter *filter, const struct nt_pkt *pkt,
-				       struct test_output *out)
+				       const void *head, struct test_output *out)
 {
+	struct nt_print print;
+
+	nt_print_take(head, pkt, &print);
 	out->pkt = *pkt;
 	out->reject = nt_filter_match(filter, pkt);
-	out->digest = nt_digest(pkt);
-	out->key = nt_key(pkt);
+	out->digest = print.digest;
+	out->key = nt_key_of(&pkt->tuple, print.digest);
 }
 
 /* Address of the bytes; through the map it becomes a number, as that of a packet is one. */
@@ -122,7 +125,7 @@ int bytes(void *ctx)
 	out->result = nt_parse_bytes(m.head, in->off, in->linear, in->end, in->proto, 0, &pkt);
 	if (in->inner)
 		out->inner = nt_parse_inner(&m, &pkt);
-	test_judge(&in->filter, &pkt, out);
+	test_judge(&in->filter, &pkt, m.head, out);
 	return 0;
 }
 
@@ -141,7 +144,7 @@ static __always_inline int test_skb(const int where)
 	*(__u64 *)(in->skb + bpf_core_field_offset(skb->head)) = test_head(in);
 	*(__u64 *)(in->skb + bpf_core_field_offset(skb->data)) = test_head(in) + in->data;
 	out->result = nt_parse_skb(skb, where, &pkt);
-	test_judge(&in->filter, &pkt, out);
+	test_judge(&in->filter, &pkt, (void *)test_head(in), out);
 	return 0;
 }
 
@@ -181,7 +184,7 @@ static __always_inline int test_live(struct sk_buff *skb, const int direct, cons
 	if ((key.mark & 0xffff0000) != TEST_MARK)
 		return 0;
 	out.result = nt_parse_skb(skb, where | (direct ? NT_DIRECT : 0), &pkt);
-	test_judge(&in->filter, &pkt, &out);
+	test_judge(&in->filter, &pkt, NT_GET(skb, head), &out);
 	bpf_map_update_elem(&seen, &key, &out, BPF_ANY);
 	return 0;
 }

@@ -72,8 +72,7 @@ def test_next_packet_of_a_flow_is_another(parser: Parser) -> None:
     for name, packets in streams.items():
         proto = IP6 if name in ("ping6", "neighbours") else IP4
         assert len({digest(parser, packet, proto) for packet in packets}) == 200, name
-        if name != "udp length":
-            assert len({key(parser, packet, proto) for packet in packets}) == 200, name
+        assert len({key(parser, packet, proto) for packet in packets}) == 200, name
 
 
 def test_echo_and_its_reply(parser: Parser) -> None:
@@ -104,7 +103,6 @@ def test_what_segmentation_changes(parser: Parser) -> None:
         assert digest(parser, first) != digest(parser, p.ip4(p.tcp(TEXT, flags=flags), 6, ident=5))
     datagram, part = p.ip4(p.udp(TEXT * 4), 17, ident=5), p.ip4(p.udp(TEXT), 17, ident=5)
     assert digest(parser, datagram) != digest(parser, part)
-    assert key(parser, datagram) == key(parser, part)
 
 
 def test_arp_digest(parser: Parser) -> None:

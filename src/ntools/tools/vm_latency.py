@@ -162,7 +162,8 @@ MANUAL = {
     "one expected, and the free event seen as evidence. started is always the sum of all ends.",
     "OVERHEAD": "Class low (summary) or variable (details). A packet that is not followed costs "
     "one map lookup per stage, two at dev.rx and dev.queue; a followed one two reads of its "
-    "headers and two lookups. Start to ready: 0.21 s of CPU and 36 MiB at most (details 0.22 s and 40 MiB), "
+    "headers and two lookups. Start to ready: 0.21 s of CPU and 36 MiB at most (details 0.22 s "
+    "and 40 MiB), "
     "median of interleaved runs of 'make bench' on a 6.18 kernel. Maps of the summary: 10 MiB of "
     "kernel memory, and 132 KiB per CPU.",
     "LIMITS": "Traffic that never passes the host's network stack is not seen: SR-IOV, vDPA, DPDK, "
