@@ -14,6 +14,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "nt_channel.h"
+#include "nt_map.h"
 
 struct nt_doctor_event {
 	__u64 ts_ns;
@@ -33,19 +34,9 @@ const struct nt_manifest nt_manifest SEC(".ntools") = {};
 
 NT_CHANNEL(events, struct nt_doctor_event, 256 << 10);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct nt_doctor_cfg);
-} nt_cfg SEC(".maps");
+NT_MAP(nt_cfg, ARRAY, 1, __u32, struct nt_doctor_cfg);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8);
-	__type(key, __u32);
-	__type(value, __u32);
-} tries SEC(".maps");
+NT_MAP(tries, HASH, 8, __u32, __u32);
 
 static __always_inline int nt_doctor_seen(void *ctx)
 {

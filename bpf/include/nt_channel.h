@@ -22,6 +22,8 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
+#include "nt_map.h"
+
 /* Why something the tool should have counted or shown is missing. */
 enum nt_loss {
 	NT_LOSS_RING_FULL,	/* no room in the channel */
@@ -38,12 +40,7 @@ enum nt_loss {
 	NT_LOSS_MAX,
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, NT_LOSS_MAX);
-	__type(key, __u32);
-	__type(value, __u64);
-} nt_loss SEC(".maps");
+NT_MAP(nt_loss, PERCPU_ARRAY, NT_LOSS_MAX, __u32, __u64);
 
 static __always_inline void nt_lost(__u32 cause)
 {

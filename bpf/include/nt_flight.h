@@ -11,6 +11,7 @@
 #include "nt_filter.h"
 #include "nt_hist.h"
 #include "nt_identity.h"
+#include "nt_map.h"
 #include "nt_types.h"
 
 #ifndef NT_DETAIL
@@ -174,14 +175,6 @@ struct nt_manifest {
 #endif
 };
 const struct nt_manifest nt_manifest SEC(".ntools") = {};
-
-#define NT_MAP(name, kind, entries, key_type, value_type)                                          \
-	struct {                                                                                   \
-		__uint(type, BPF_MAP_TYPE_##kind);                                                 \
-		__uint(max_entries, entries);                                                      \
-		__type(key, key_type);                                                             \
-		__type(value, value_type);                                                         \
-	} name SEC(".maps")
 
 NT_MAP(nt_cfg, ARRAY, 1, __u32, struct nt_flight_cfg);
 NT_MAP(flights, HASH, NT_FLIGHTS, __u64, struct nt_flight);
