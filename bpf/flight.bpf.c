@@ -369,7 +369,11 @@ static __always_inline int nt_reach(void *ctx, struct sk_buff *skb, struct net_d
 		}
 		nt_evict(f, head);
 	}
-	if (can_enter && device && nt_may_enter(cfg, device, skb, stage, direct))
+	if (!can_enter)
+		return 0;
+	if (!device)
+		nt_explain(cfg, NT_EXPLAIN_DEVICE);
+	else if (nt_may_enter(cfg, device, skb, stage, direct))
 		nt_enter(cfg, device, head, skb, stage, key.ifindex, now, direct);
 	return 0;
 }

@@ -117,6 +117,7 @@ def filters(lab: Any) -> None:
     explain = results[0].summary["explain"]
     equal(explain.get("filter_protocol"), 10, "rejected: protocol", explain)
     equal(explain.get("filter_port"), 6, "rejected: port", explain)
+    at_least(explain.get("device", 0), 15, "rejected: device", explain)
 
 
 @scenario(requires=("tun", "bridge"), timeout_s=150)
