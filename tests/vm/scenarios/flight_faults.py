@@ -111,7 +111,7 @@ def _nft(lab: Any, topo: Any, hook: str, dst: str = VM_IP) -> Any:
     check_records(result)
     equal(len(to_vm["by"]), 1, "ways to end", to_vm["by"])
     group = to_vm["by"][0]
-    caller = "nf_hook_slow" if lab.kernel < (6, 4) else "nft_do_chain"
+    caller = "nf_hook_slow" if lab.kernel < (6, 1) else "nft_do_chain"
     equal((group["end"], group["count"]), ("dropped", 4), "end", group)
     equal((group["reason"], group["caller"]), ("netfilter_drop", caller), "evidence", group)
     equal(bool(group.get("reason_derived")), lab.kernel < (5, 17), "derived", group)
