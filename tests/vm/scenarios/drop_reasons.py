@@ -104,7 +104,7 @@ def packet_filter(lab: Any) -> None:
         counted = drop.counter()
     equal(counted, 4, "counter of the rule")
     found = checked(result, 4)
-    caller = "nft_do_chain" if lab.kernel >= (6, 12) else "nf_hook_slow"
+    caller = "nft_do_chain" if lab.kernel >= (6, 1) else "nf_hook_slow"
     for rec in found:
         equal(reason(result, rec), "netfilter_drop", "reason", rec)
     all_of(
