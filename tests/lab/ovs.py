@@ -93,6 +93,9 @@ class Ovs:
             "db.sock",
         )
         self.vsctl("--no-wait", "init")
+        # By default a flow is forgotten after 10 s, which is less than a slow machine takes to
+        # start a command: packets that are meant to hit the flow table would miss it.
+        self.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:max-idle=600000")
         self._daemon(
             ["ovs-vswitchd", f"unix:{self.dir}/db.sock", "--no-chdir", "-vconsole:warn"],
             "ovs-vswitchd.*.ctl",

@@ -415,7 +415,7 @@ def test_close_while_a_reader_is_in_the_middle(path):
     obj.want("flood")
     obj.start()
     channel = obj.channel()
-    flood(obj, 1, 1)
+    flood(obj, 1, 1, 0)
     rows = channel.read()
     assert next(rows)[1] == 1
     obj.close()
@@ -428,7 +428,8 @@ def test_close_while_a_reader_is_in_the_middle(path):
 def keywise(view: MapView) -> dict:
     """Every entry read by its own lookup."""
     one_by_one = copy.copy(view)
-    one_by_one._batch = False
+    one_by_one.store = copy.copy(view.store)
+    one_by_one.store.reads_in_batches = False
     assert not one_by_one.reads_in_batches
     return dict(one_by_one.items())
 

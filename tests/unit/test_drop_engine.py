@@ -13,10 +13,11 @@ import pytest
 import ntools
 from ntools._loader.btf import Types
 from ntools._loader.elf import sections
-from ntools.engine import drop as module
 from ntools.engine.drop import DropEngine, DropOptions
+from ntools.engine.lookups import HostLookups
 from ntools.engine.places import Places
 from ntools.errors import EnvironmentProblem, UsageProblem
+from ntools.host.devices import DeviceNames
 from ntools.host.symbols import Symbols
 from ntools.output.jsonl import Writer
 
@@ -102,8 +103,8 @@ def symbols(tmp_path, monkeypatch):
         pytest.skip("no object: make build")
     path = tmp_path / "kallsyms"
     path.write_text(KALLSYMS)
-    monkeypatch.setattr("ntools.engine.places.Symbols", lambda: Symbols(path))
-    monkeypatch.setattr(module.DeviceNames, "name", lambda self, netns, index: f"dev{index}")
+    monkeypatch.setattr("ntools.host.symbols.Symbols", lambda: Symbols(path))
+    monkeypatch.setattr(DeviceNames, "name", lambda self, netns, index: f"dev{index}")
 
 
 def make(names=REASONS, **options):
@@ -383,10 +384,12 @@ def test_without_reasons_there_is_one_total():
 
 
 def test_return_address_behind_the_last_instruction_belongs_to_the_caller():
-    frame = Places().frame(0xFFFFFFFF81002000)
+    frame = Places(HostLookups(None)).frame(0xFFFFFFFF81002000)
     assert (frame["function"], frame["offset"]) == ("__udp4_lib_rcv", 0x1000)
 
 
 def test_stack_without_the_place_begins_behind_the_free_functions():
     raw = struct.pack("<3Q", 0xFFFFFFFF81000210, 0xFFFFFFFF81000010, XMIT)
-    assert [frame["function"] for frame in Places().stack(raw, 0)] == ["__dev_queue_xmit"]
+    assert [frame["function"] for frame in Places(HostLookups(None)).stack(raw, 0)] == [
+        "__dev_queue_xmit"
+    ]

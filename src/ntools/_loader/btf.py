@@ -132,6 +132,22 @@ class Types:
         members = (struct.unpack_from("<Ii", self._blob, position + 8 * i) for i in range(vlen))
         return {self.text(label): value for label, value in members}
 
+    def named(self, start: str) -> Tuple[List[StructType], Dict[str, Dict[str, int]]]:
+        """Structs and enums whose names begin so; those that cannot be decoded are left out."""
+        structs, enums = [], {}
+        for name, type_id in self._by_name.items():
+            kind = self._types[type_id][1]
+            if not name.startswith(start):
+                continue
+            if kind == _ENUM:
+                enums[name] = self.enum(name)
+            elif kind == _STRUCT:
+                try:
+                    structs.append(self.struct(name))
+                except ValueError:  # a union or bit field inside: not for user space
+                    continue
+        return structs, enums
+
     def manifest(self) -> Dict[str, Tuple[str, str]]:
         """Members of ``nt_manifest``: name -> ("struct" or "enum", type name)."""
         found = {}

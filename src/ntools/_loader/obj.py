@@ -15,11 +15,11 @@ from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, S
 
 from ntools.errors import AttachFailed, EnvironmentProblem, LoadFailed, UsageProblem
 
-from .btf import Field, StructType, Types, relocation_roots
+from .btf import StructType, Types, relocation_roots
 from .elf import sections
 from .kernel import MECHANISMS, KernelFacts, facts, refused_by_environment
 from .lib import error_text, failed, ffi, library
-from .maps import MapView
+from .maps import KernelMap, MapView
 from .perf import PerfChannel
 from .ring import RingChannel
 
@@ -199,6 +199,10 @@ class BpfObject:
             self._views[name] = self._view(name, self._maps[name])
         return self._views[name]
 
+    def maps(self) -> List[MapView]:
+        """All loaded maps with keys and values, that is all but channels."""
+        return [self.map(name) for name in self._maps if self.types.map_types(name)[0]]
+
     def channel(self, name: str = "events") -> Any:
         """Reader of a channel: :class:`RingChannel` or :class:`PerfChannel`."""
         if name not in self._channels:
@@ -207,10 +211,10 @@ class BpfObject:
             fd = c.bpf_map__fd(handle)
             record = self.types.struct(self.manifest[name][1])
             if self._perf:
-                view = MapView(
-                    name, fd, _PERF_ARRAY, c.bpf_map__max_entries(handle), _NUMBER, _NUMBER, False
+                array = KernelMap(
+                    name, fd, _PERF_ARRAY, c.bpf_map__max_entries(handle), 4, 4, False
                 )
-                self._channels[name] = PerfChannel(view, record)
+                self._channels[name] = PerfChannel(array, record)
             else:
                 self._channels[name] = RingChannel(fd, record, c.bpf_map__max_entries(handle))
         return self._channels[name]
@@ -458,15 +462,20 @@ class BpfObject:
         c = self._library.c
         key, value = self.types.map_types(name)
         assert key is not None and value is not None, name
-        return MapView(
+        kind = c.bpf_map__type(handle)
+        entries = int(c.bpf_map__max_entries(handle))
+        cpus = KernelMap.cpus(kind)
+        view = MapView(name, None, entries, key, value, cpus)
+        view.store = KernelMap(
             name,
             c.bpf_map__fd(handle),
-            c.bpf_map__type(handle),
-            c.bpf_map__max_entries(handle),
-            key,
-            value,
+            kind,
+            entries,
+            key.size,
+            view.percpu_stride * (cpus or 1),
             "batch" not in self._refuse,
         )
+        return view
 
     def _map_handles(self, layer: Any) -> Iterator[Tuple[str, Any]]:
         c = self._library.c
@@ -539,9 +548,6 @@ class BpfObject:
             " or ".join(targets), self.kernel.release
         )
         return AttachFailed(point, refusals, hint)
-
-
-_NUMBER = StructType("", 4, [Field("value", 0, "I", "")])
 
 
 def _object_path(name: str, arch: str) -> str:

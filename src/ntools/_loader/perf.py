@@ -11,13 +11,14 @@ import os
 import select
 import struct
 import threading
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional
 
 from ntools.errors import EnvironmentProblem
 
 from .btf import StructType
+from .channel import Channel
 from .lib import error_text
-from .maps import MapView
+from .maps import KernelMap
 
 __all__ = ["PerfChannel"]
 
@@ -30,18 +31,16 @@ _HEADER = struct.Struct("<IHH")
 _LOST_BODY = struct.Struct("<QQ")
 
 
-class PerfChannel:
-    """Reader of a perf event array whose records are all of one struct.
+class PerfChannel(Channel):
+    """Reader of a perf event array.
 
     Records of different CPUs come out in the order of their first field (a time) within one read.
 
     :ivar lost: records the kernel could not place, from its own count.
     """
 
-    def __init__(self, array: Optional[MapView], record: StructType, pages: Any = ()) -> None:
-        self.record = record
-        self.fields = record.names
-        self.lost = 0
+    def __init__(self, array: Optional[KernelMap], record: StructType, pages: Any = ()) -> None:
+        super().__init__(record)
         # Tests hand in their own pages, and no array.
         self._rings = [_Ring(own, -1) for own in pages]
         self._fence = threading.Lock()
@@ -58,13 +57,16 @@ class PerfChannel:
         """Wait for records; whether there may be some."""
         return bool(self._epoll.poll(timeout_s))
 
-    def read(self) -> Iterator[Tuple[Any, ...]]:
-        """Everything that lies in the rings now, ordered by the first field."""
-        records: List[Tuple[Any, ...]] = []
+    def batches(self) -> Iterator[Any]:
+        """Everything that lies in the rings now, as one batch ordered by the first field."""
+        records: List[bytes] = []
         for ring in self._rings:
             records += self._drain(ring)
-        records.sort(key=_first)
-        return iter(records)
+        if not records:
+            return
+        decode = self.codec.unpack_from
+        records.sort(key=lambda record: decode(record)[0])
+        yield b"".join(records)
 
     @property
     def unread_bytes(self) -> int:
@@ -91,15 +93,15 @@ class PerfChannel:
                 "as root.".format(cpu, error_text(error.errno or 0))
             ) from None
         self._rings.append(_Ring(pages, descriptor))
-        array.update(cpu, descriptor)
+        array.update(struct.pack("<I", cpu), struct.pack("<I", descriptor))
         fcntl.ioctl(descriptor, _ENABLE, 0)
         self._epoll.register(descriptor, select.EPOLLIN)
 
-    def _drain(self, ring: "_Ring") -> List[Tuple[Any, ...]]:
+    def _drain(self, ring: "_Ring") -> List[bytes]:
         head, tail = ring.positions[0], ring.positions[1]
         self._barrier()
         data, size = ring.data, ring.size
-        decode = self.record.codec.unpack_from
+        wanted = self.record.size
         found = []
         while tail < head:
             at = tail % size
@@ -108,7 +110,8 @@ class PerfChannel:
             if at + length > size:  # across the end: the area is mapped once
                 body = memoryview(bytes(body) + bytes(data[: at + length - size]))
             if kind == _SAMPLE:
-                found.append(decode(body, 4))
+                payload = bytes(body[4 : 4 + wanted])
+                found.append((b"\0" * 8 + payload).ljust(self.stride, b"\0"))
             elif kind == _LOST:
                 self.lost += _LOST_BODY.unpack_from(body)[1]
             tail += length
@@ -139,10 +142,6 @@ class _Ring:
         if self.descriptor >= 0:
             self.pages.close()
             os.close(self.descriptor)
-
-
-def _first(record: Tuple[Any, ...]) -> Any:
-    return record[0]
 
 
 def _online_cpus() -> List[int]:

@@ -8,11 +8,11 @@ complete. The data area is mapped twice in a row, so every batch is contiguous.
 
 import mmap
 import select
-import struct
 import threading
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator
 
 from .btf import StructType
+from .channel import Channel
 
 __all__ = ["RingChannel"]
 
@@ -21,22 +21,16 @@ _DISCARDED = 1 << 30
 _BUSY = 1 << 31
 
 
-class RingChannel:
-    """Reader of one ring buffer map whose records are all of one struct.
+class RingChannel(Channel):
+    """Reader of one ring buffer map; a full ring refuses at the source, where it is counted.
 
     :ivar fd: pollable descriptor.
-    :ivar fields: names of the fields in each record tuple.
-    :ivar lost: always 0: a full ring refuses at the source, where it is counted.
     """
 
-    lost = 0
-
     def __init__(self, fd: int, record: StructType, capacity: int, pages: Any = None) -> None:
+        super().__init__(record)
         self.fd = fd
-        self.record = record
-        self.fields = record.names
         self._size = record.size
-        self._stride = 8 + ((record.size + 7) & ~7)
         self._mask = capacity - 1
         page = mmap.PAGESIZE
         if pages is None:
@@ -52,8 +46,6 @@ class RingChannel:
         self._producer_at = memoryview(self._producer)[:8].cast("Q")
         self._data = memoryview(self._producer)[page:]
         self._words = self._data.cast("I")
-        padding = self._stride - 8 - self._size
-        self._codec = struct.Struct("<8x" + record.codec.format.lstrip("<") + "{}x".format(padding))
         self._fence = threading.Lock()
         self._epoll = select.epoll()
         if pages is None:
@@ -63,20 +55,16 @@ class RingChannel:
         """Wait for records; whether there may be some."""
         return bool(self._epoll.poll(timeout_s))
 
-    def read(self) -> Iterator[Tuple[Any, ...]]:
-        """Everything that lies in the ring now, oldest first.
-
-        The place of a batch is given back when it has been consumed whole: whoever stops in the
-        middle sees that batch again, and loses nothing.
-        """
+    def batches(self) -> Iterator[Any]:
+        """Everything that lies in the ring now; see :meth:`Channel.batches`."""
         position = self._consumer_at[0]
         end = self._producer_at[0]
         self._barrier()
         while position < end:
             start = position & self._mask
-            count = min((end - position) // self._stride, _BATCH)
-            span = count * self._stride
-            headers = self._words[start // 4 : (start + span) // 4 : self._stride // 4].tolist()
+            count = min((end - position) // self.stride, _BATCH)
+            span = count * self.stride
+            headers = self._words[start // 4 : (start + span) // 4 : self.stride // 4].tolist()
             if headers.count(self._size) != count:
                 count = next(i for i, word in enumerate(headers) if word != self._size)
                 if not count:
@@ -87,8 +75,8 @@ class RingChannel:
                     self._consumer_at[0] = position
                     continue
             self._barrier()
-            span = count * self._stride
-            yield from self._codec.iter_unpack(self._data[start : start + span])
+            span = count * self.stride
+            yield self._data[start : start + span]
             self._barrier()
             position += span
             self._consumer_at[0] = position

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Callable, Iterable, List, Optional
 
-from ntools.errors import NtoolsError
+from ntools.errors import NtoolsError, UsageProblem
 
 __all__ = ["Parser", "run", "warn"]
 
@@ -41,6 +41,15 @@ def run(
     args.argv = sys.argv[1:] if argv is None else argv
     args.command = options.prog
     try:
+        args.tape = args.playback = None
+        if getattr(args, "replay", None):
+            from ntools.cli import replay
+
+            return replay.run(parser, body, args)
+        if _records(args):
+            from ntools.engine.tape import Tape
+
+            args.tape = Tape()
         return body(args)
     except NtoolsError as error:
         print("{}: {}".format(options.prog, error), file=sys.stderr)
@@ -60,3 +69,9 @@ def run(
             file=sys.stderr,
         )
         return 1
+
+
+def _records(args: argparse.Namespace) -> bool:
+    if getattr(args, "time_from", None) or getattr(args, "time_to", None):
+        raise UsageProblem("--from and --to go with --replay.")
+    return bool(getattr(args, "record", None)) and not args.dry_run

@@ -20,6 +20,7 @@ class Command(NamedTuple):
     :ivar overhead: mode -> overhead class: none, low, variable or high.
     :ivar needed: points it cannot work without.
     :ivar wanted: points that make its answer finer; a kernel need not have them.
+    :ivar replay: options of its own that can be chosen anew when a recording is shown.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Command(NamedTuple):
     overhead: Dict[str, str]
     needed: Tuple[str, ...]
     wanted: Tuple[str, ...] = ()
+    replay: Tuple[str, ...] = ()
 
     @property
     def program(self) -> str:
@@ -55,6 +57,7 @@ _ROWS = (
             "br_fwd", "br_up",
             "vm_xmit", "vm_take", "vm_kick", "vm_copied",
         ),
+        replay=("histogram",),
     ),
     Command(
         name="drop",
@@ -63,6 +66,7 @@ _ROWS = (
         objects=("drop",),
         overhead={"summary": "low", "events": "variable"},
         needed=("free_drop",),
+        replay=("normal", "top"),
     ),
 )  # fmt: skip
 

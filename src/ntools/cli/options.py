@@ -11,6 +11,7 @@ __all__ = [
     "add_common",
     "add_filter",
     "add_netns",
+    "add_recording",
     "direction",
     "eth_type",
     "milliseconds",
@@ -69,6 +70,28 @@ def add_common(parser: argparse.ArgumentParser, interval_s: float) -> None:
         "-v", "--verbose", action="count", default=0,
         help="more detail; twice: the loader's log too",
     )  # fmt: skip
+    add_recording(parser)
+
+
+def add_recording(parser: argparse.ArgumentParser) -> None:
+    """``--record`` and ``--replay``."""
+    group = parser.add_argument_group("recording")
+    add: Callable[..., Any] = group.add_argument
+    add("--record", metavar="FILE",
+        help="keep everything the run sees, for --replay here or on another machine")  # fmt: skip
+    add("--record-max-size", type=_file_bytes, default=0, metavar="SIZE",
+        help="start another file at this size, for example 200M")  # fmt: skip
+    add("--record-keep", type=number(1, 1000), default=2, metavar="N",
+        help="files to keep with --record-max-size (default 2)")  # fmt: skip
+    add("--record-mode", type=_file_mode, default=0o600, metavar="MODE",
+        help="permissions of the file (default 0600)")  # fmt: skip
+    add("--replay", metavar="FILE",
+        help="show a recorded run again; needs no privilege and no BPF")  # fmt: skip
+    add("--from", dest="time_from", type=_moment, metavar="TIME",
+        help="with --replay: nothing before; +S seconds after the start, or UTC as in "
+        "2026-01-31T08:15:00")  # fmt: skip
+    add("--to", dest="time_to", type=_moment, metavar="TIME",
+        help="with --replay: nothing after")  # fmt: skip
 
 
 def add_netns(parser: "argparse._ActionsContainer") -> None:
@@ -198,6 +221,33 @@ def ring_bytes(text: str) -> int:
     if not 4096 <= size <= 1 << 30:
         raise argparse.ArgumentTypeError("'{}' is not between 4K and 1G".format(text))
     return size
+
+
+def _file_bytes(text: str) -> int:
+    from ntools.model.units import parse_size
+
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not 1 << 20 <= size <= 1 << 40:
+        raise argparse.ArgumentTypeError("'{}' is not between 1M and 1T".format(text))
+    return size
+
+
+def _moment(text: str) -> Any:
+    from ntools.model.clock import parse_moment
+
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _file_mode(text: str) -> int:
+    if len(text) not in (3, 4) or not set(text) <= set("01234567"):
+        raise argparse.ArgumentTypeError("'{}' is not a mode such as 0640".format(text))
+    return int(text, 8)
 
 
 def _model(name: str) -> Callable[[str], Any]:

@@ -1,25 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every command opens: its BPF object and the writer of its records."""
+"""What every command opens and runs: its BPF object, its records; or a recording of them."""
 
 import argparse
+import functools
 import sys
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Dict, TypeVar
 
 from ntools import __version__
+from ntools.cli import app
 
 if TYPE_CHECKING:
-    from ntools._loader import BpfObject
-    from ntools.output.jsonl import Writer
+    from ntools.engine.lookups import Lookups
+    from ntools.engine.run import Engine, Limits
 
-__all__ = ["open_object", "warn", "writer"]
+__all__ = ["learn", "lookups", "open_object", "run"]
+
+T = TypeVar("T")
 
 
-def open_object(args: argparse.Namespace, name: str) -> "BpfObject":
+def open_object(args: argparse.Namespace, name: str) -> Any:
     """The object of the command, with the options that concern it applied.
 
+    :return: a ``BpfObject``, or what looks like one: taped, or from a recording.
     :raises EnvironmentProblem: no libbpf, no object for this machine, no type information; unless
         only the plan is wanted, also when the privilege to load it is missing.
+    :raises RecordingProblem: the recording is one of another object.
     """
+    if args.playback is not None:
+        from ntools.engine.tape import ReplayedObject
+
+        return ReplayedObject(args.playback, name)
     from ntools._loader import BpfObject, facts
 
     if not args.dry_run:
@@ -29,10 +39,64 @@ def open_object(args: argparse.Namespace, name: str) -> "BpfObject":
         obj.kernel.core_btf  # noqa: B018  # says what is missing before anything else is said
     if args.ring_size and "events" in obj.manifest:
         obj.resize("events", args.ring_size)
-    return obj
+    if args.tape is None:
+        return obj
+    from ntools.engine.tape import TapedObject
+
+    return TapedObject(obj, args.tape)
 
 
-def writer(args: argparse.Namespace, view: Any) -> "Writer":
+def learn(
+    args: argparse.Namespace,
+    subject: str,
+    ask: Callable[[], T],
+    keep: Callable[[T], Any],
+    restore: Callable[[Any], T],
+) -> T:
+    """Something the command asks the host before it starts; at replay, what was answered then.
+
+    :param keep, restore: to what JSON can carry, and back.
+    """
+    if args.playback is not None:
+        return restore(args.playback.fact(subject))
+    answer = ask()
+    if args.tape is not None:
+        args.tape.fact(subject, 0, keep(answer))
+    return answer
+
+
+def lookups(args: argparse.Namespace, obj: Any) -> "Lookups":
+    """Where the engine asks for names."""
+    from ntools.engine.lookups import HostLookups, RecordedLookups
+
+    if args.playback is not None:
+        return RecordedLookups(args.playback)
+    return HostLookups(obj.kernel, args.tape)
+
+
+def run(
+    args: argparse.Namespace, engine: "Engine", view: Any, limits: "Limits", header: Dict[str, Any]
+) -> int:
+    """Run the engine to its end, or replay what was recorded; the exit status.
+
+    :param header: fields of the header record that the command knows.
+    """
+    from ntools.engine.run import drive, replay
+
+    out = _writer(args, view)
+    if args.playback is None:
+        recorder = functools.partial(_recorder, args, engine)
+        return drive(engine, out, limits, header, args.tape, recorder)
+    from ntools.cli.replay import window
+
+    out.window = window(args)
+    status = replay(engine, out, args.playback, args.strict)
+    if args.playback.cut:
+        app.warn(args, ["the recording has no end: {}".format(args.playback.cut)])
+    return status
+
+
+def _writer(args: argparse.Namespace, view: Any) -> Any:
     """Writer of the records, as JSON lines or through a text view."""
     from ntools.output.jsonl import JsonSink, Writer
     from ntools.output.text import TextSink
@@ -41,7 +105,17 @@ def writer(args: argparse.Namespace, view: Any) -> "Writer":
     return Writer(sink, args.command, __version__)
 
 
-def warn(args: argparse.Namespace, lines: Iterable[str]) -> None:
-    """Tell on stderr what does not end the run."""
-    for line in lines:
-        print("{}: warning: {}".format(args.command, line), file=sys.stderr)
+def _recorder(args: argparse.Namespace, engine: "Engine", header: Dict[str, Any]) -> Any:
+    from ntools.engine.tape import layouts
+    from ntools.output.recording import Frame, Recorder
+
+    tape = args.tape
+    return Recorder(
+        args.record,
+        header,
+        layouts(engine.obj),
+        max_bytes=args.record_max_size or 0,
+        keep=args.record_keep,
+        mode=args.record_mode,
+        preamble=lambda: [Frame(kind, 0, at, body) for kind, at, body in tape.preamble()],
+    )

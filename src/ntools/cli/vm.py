@@ -26,6 +26,16 @@ class Place(NamedTuple):
     seeds: Tuple[Tuple[Device, MacSeed], ...]
     warnings: Tuple[str, ...]
 
+    def fields(self) -> Dict[str, Any]:
+        """The place as a recording keeps it; seeds are for the kernel only."""
+        return {"topology": self.topology.fields(), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_fields(cls, fields: Dict[str, Any]) -> "Place":
+        """The inverse of :meth:`fields`."""
+        warnings = tuple(str(line) for line in fields["warnings"])
+        return cls(Topology.from_fields(fields["topology"]), (), warnings)
+
 
 def locate(args: argparse.Namespace) -> Place:
     """Resolve ``--vm-interface``, ``--vm``, ``--phy-interface`` and ``--netns``.

@@ -6,17 +6,16 @@ Whatever happens to single events, ``matched`` of the summary is the sum of what
 on request and lost by cause.
 """
 
-import select
 import struct
-import time
 from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from ntools._loader import BpfObject
+from ntools.engine.lookups import Lookups
 from ntools.engine.places import Places
 from ntools.engine.run import Engine, filter_config
 from ntools.errors import EnvironmentProblem, UsageProblem
-from ntools.host.devices import Device, DeviceNames
+from ntools.host.devices import Device
 from ntools.model import flow, reasons
 from ntools.model.packet import PacketDecoder
 from ntools.output.jsonl import Writer
@@ -38,7 +37,6 @@ DIMENSIONS: Dict[str, Optional[str]] = {
 #: The class of a row follows from these; the kernel always tells them apart.
 _FOR_CLASS = ("NT_BY_REASON", "NT_BY_LOCATION")
 _MAX_KNOWN = 4096
-_SETTLE_S = 0.5
 _LOST_EVENTS = ("ring_full", "perf_lost", "rate_limited", "group_full")
 
 
@@ -85,13 +83,15 @@ class DropEngine(Engine):
     :raises EnvironmentProblem: the kernel gives no reasons, or hides its symbols.
     """
 
-    def __init__(self, obj: BpfObject, options: DropOptions) -> None:
-        super().__init__(obj)
+    def __init__(
+        self, obj: BpfObject, options: DropOptions, lookups: Optional[Lookups] = None
+    ) -> None:
+        super().__init__(obj, lookups)
         self.counts_events = not options.group_by
         self.warnings: List[str] = []
         self._options = options
-        self._names = reasons.ReasonNames(obj.kernel.enum_names)
-        self._places = Places()
+        self._names = reasons.ReasonNames(self.lookups.enum)
+        self._places = Places(self.lookups)
         self._facts = {
             value: name[len("NT_FACT_") :].lower()
             for name, value in obj.types.enum("nt_drop_fact").items()
@@ -99,15 +99,15 @@ class DropEngine(Engine):
         self._known_facts: Dict[int, FrozenSet[str]] = {}
         self._judged: Dict[Tuple[int, int, int], Dict[str, Any]] = {}
         self._hidden_class: Dict[str, bool] = {}
-        self._devices = DeviceNames()
         self._stacks: Dict[bytes, List[Dict[str, Any]]] = {}
         self._sent_stacks: Dict[int, str] = {}
         self._before: Dict[Any, Tuple[int, int]] = {}
         self.shown = self.hidden = self.after_count = 0
         self._codes, self._sense = self._wanted_reasons()
         self._configure()
-        if self._places.symbols.note:
-            self.warnings.append(self._places.symbols.note)
+        note = self.lookups.symbols_note()
+        if note:
+            self.warnings.append(note)
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -152,17 +152,9 @@ class DropEngine(Engine):
         if not self.counts_events:
             self._rows(writer, last)
 
-    def finish(self, writer: Writer) -> None:
-        super().finish(writer)
-        # A program that was past the switch is not waited for by it: its event may still come.
-        deadline = time.monotonic() + _SETTLE_S
-        channel = self.channel()
-        while time.monotonic() < deadline:
-            if channel is not None:
-                self.take(channel.read(), writer)
-            if self._missing() == 0:
-                return
-            select.select([channel.fd] if channel is not None else [], [], [], 0.005)
+    def settled(self) -> bool:
+        """A program that was past the switch is not waited for by it: its event may still come."""
+        return self._missing() == 0
 
     def totals(self) -> Dict[str, Any]:
         steps = self._steps()
@@ -178,6 +170,15 @@ class DropEngine(Engine):
         if self._options.explain:
             fields["explain"] = {name: n for name, n in steps.items() if name != "matched"}
         return fields
+
+    def state(self) -> Dict[str, Any]:
+        """Events shown and hidden so far."""
+        return {"shown": self.shown, "hidden": self.hidden, "after_count": self.after_count}
+
+    def restore(self, state: Dict[str, Any]) -> None:
+        """See :meth:`Engine.restore`."""
+        self.shown, self.hidden = int(state["shown"]), int(state["hidden"])
+        self.after_count = int(state["after_count"])
 
     # -- configuration -------------------------------------------------------------------------
 
@@ -246,12 +247,11 @@ class DropEngine(Engine):
         """Address ranges of functions as the array of ``struct nt_range`` in the configuration."""
         found: List[Tuple[int, int]] = []
         for pattern in patterns:
-            matches = self._places.symbols.matching(pattern)
+            matches = self.lookups.functions(pattern)
             if not matches and option:
-                if self._places.symbols.note:
-                    raise EnvironmentProblem(
-                        "{} needs symbols: {}.".format(option, self._places.symbols.note)
-                    )
+                note = self.lookups.symbols_note()
+                if note:
+                    raise EnvironmentProblem("{} needs symbols: {}.".format(option, note))
                 raise UsageProblem(
                     "function '{}' is not in this kernel or its modules. See "
                     "/proc/kallsyms.".format(pattern)
@@ -317,7 +317,7 @@ class DropEngine(Engine):
         return self._options.normal != "only" or name != "drop"
 
     def _device_fields(self, ifindex: int, netns: int, told: str = "") -> Dict[str, Any]:
-        name = told or (self._devices.name(netns, ifindex) if ifindex and netns else None)
+        name = told or (self.lookups.device(netns, ifindex) if ifindex and netns else None)
         return {
             "interface": name or None,
             "ifindex": ifindex or None,

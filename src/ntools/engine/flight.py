@@ -22,10 +22,10 @@ from typing import (
 )
 
 from ntools._loader import BpfObject, MapView
+from ntools.engine.lookups import Lookups
 from ntools.engine.run import Engine, filter_config
 from ntools.host.devices import Device
 from ntools.host.guests import MacSeed
-from ntools.host.symbols import Symbols
 from ntools.host.uplink import Topology
 from ntools.model import flow, reasons, stages
 from ntools.model.hist import KernelHistogram, kernel_cells
@@ -88,8 +88,9 @@ class FlightEngine(Engine):
         topology: Topology,
         seeds: Sequence[Tuple[Device, MacSeed]],
         options: FlightOptions,
+        lookups: Optional[Lookups] = None,
     ) -> None:
-        super().__init__(obj)
+        super().__init__(obj, lookups)
         self._topology = topology
         self._seeds = seeds
         self._options = options
@@ -110,7 +111,6 @@ class FlightEngine(Engine):
         self._names = {device.ifindex: device.name for device in self._all_devices()}
         self._kinds = _peer_kinds(topology)
         self._reasons: Optional[reasons.ReasonNames] = None
-        self._symbols = Symbols()
         self._seen: Set[str] = set()
         self._invariant: Dict[str, Any] = {}
         self._configure()
@@ -174,15 +174,18 @@ class FlightEngine(Engine):
     def take(self, records: Iterable[Any], writer: "Writer") -> int:
         """Show completed packets."""
         shown = 0
+        start, last = self._at["start_ns"], self._at["last_ns"]
         for record in records:
-            self._packet(record, "completed", writer)
-            shown += 1
+            # The kernel has looked at this; a replay may ask for slower ones.
+            if record[last] - record[start] >= self._options.threshold_ns:
+                self._packet(record, "completed", writer)
+                shown += 1
         return shown
 
     def sweep(self, writer: "Writer") -> None:
         """Pronounce on flights that no longer move, and fetch those the kernel ended."""
         self._fetch_graves(writer)
-        limit = time.monotonic_ns() - int(self._options.timeout_s * 1e9)
+        limit = self.now_ns - int(self._options.timeout_s * 1e9)
         last = self._at["last_ns"]
         for flights in self._under_way():
             for key, value in list(flights.items_bytes()):
@@ -203,8 +206,8 @@ class FlightEngine(Engine):
         self._report_hists(writer, last, epoch)
         self._report_ends(writer, last)
 
-    def finish(self, writer: "Writer") -> None:
-        """Close the entry, give packets under way the chance to end, take the rest as open."""
+    def stop(self) -> None:
+        """Close the entry, and give packets under way the chance to end."""
         self.obj.configure(entry_open=0)
         deadline = time.monotonic() + min(self._options.timeout_s, 0.25)
         while time.monotonic() < deadline and any(
@@ -213,6 +216,9 @@ class FlightEngine(Engine):
             time.sleep(0.01)
         self.obj.configure(enabled=0)
         time.sleep(0.01)  # a program that began before that has ended by now
+
+    def finish(self, writer: "Writer") -> None:
+        """Take what is still under way as open."""
         self.sweep(writer)
         for flights in self._under_way():
             for _, value in list(flights.items_bytes()):
@@ -229,6 +235,23 @@ class FlightEngine(Engine):
                 if count and index in names
             }
         return fields
+
+    def state(self) -> Dict[str, Any]:
+        """Ends pronounced here, and their groups."""
+        return {
+            "swept": [[list(key), count] for key, count in self._swept.items()],
+            "groups": [
+                [list(group), count, self._examples[group]] for group, count in self._groups.items()
+            ],
+        }
+
+    def restore(self, state: Dict[str, Any]) -> None:
+        """See :meth:`Engine.restore`."""
+        for (direction, end), count in state["swept"]:
+            self._swept[direction, end] = int(count)
+        for group, count, example in state["groups"]:
+            self._groups[_Group(*group)] = int(count)
+            self._examples[_Group(*group)] = dict(example)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -341,10 +364,10 @@ class FlightEngine(Engine):
         if not record[at["free_ns"]]:
             return {}
         if self._reasons is None:
-            self._reasons = reasons.ReasonNames(self.obj.kernel.enum_names)
-            self.obj.kernel.forget()
+            self._reasons = reasons.ReasonNames(self.lookups.enum)
+            self.lookups.forget()
         fields: Dict[str, Any] = {"kind": "drop", "ts_ns": record[at["free_ns"]]}
-        symbol = self._symbols.lookup(record[at["free_location"]])
+        symbol = self.lookups.symbol(record[at["free_location"]])
         if symbol:
             fields["caller"] = symbol.name
             fields["caller_offset"] = symbol.offset
@@ -367,6 +390,8 @@ class FlightEngine(Engine):
         evidence: Optional[Dict[str, Any]] = None,
     ) -> None:
         at = self._at
+        if self._direction(record) not in self._options.directions:
+            return  # a replay may ask for one of two
         hops = self._hops(record)
         flow_of = self._flow(record)
         vlan = record[at["vlan_id"]]
@@ -425,8 +450,9 @@ class FlightEngine(Engine):
             hist = self._hists.setdefault(key, KernelHistogram())
             delta = hist.update(kernel_cells(value, pairs.percpu_stride), epoch)
             shown = hist.total if last else delta
-            if shown.count:
-                rows.append((self._labels(key), shown))
+            labels = self._labels(key)
+            if shown.count and labels["direction"] in self._options.directions:
+                rows.append((labels, shown))
         rows.sort(key=_pair_order)
         for labels, shown in rows:
             writer.record(

@@ -5,7 +5,7 @@ import struct
 import time
 from typing import Any, Dict, List
 
-from ntools.host.symbols import Symbols
+from ntools.engine.lookups import Lookups
 from ntools.model import reasons
 
 __all__ = ["Places"]
@@ -17,11 +17,11 @@ _REFRESH_S = 10.0
 class Places:
     """Frames of records; looks again for symbols when an address has none.
 
-    :ivar symbols: where the names come from.
+    :param lookups: where the names come from.
     """
 
-    def __init__(self) -> None:
-        self.symbols = Symbols()
+    def __init__(self, lookups: Lookups) -> None:
+        self._lookups = lookups
         self._frames: Dict[int, Dict[str, Any]] = {}
         self._refreshed_at = time.monotonic()
 
@@ -33,11 +33,11 @@ class Places:
         known = self._frames.get(address)
         if known is not None:
             return known
-        symbol = self.symbols.lookup(address - 1)
+        symbol = self._lookups.symbol(address - 1)
         if symbol is None and time.monotonic() - self._refreshed_at >= _REFRESH_S:
             self._refreshed_at = time.monotonic()
-            self.symbols.refresh()
-            symbol = self.symbols.lookup(address - 1)
+            self._lookups.refresh_symbols()
+            symbol = self._lookups.symbol(address - 1)
         frame: Dict[str, Any] = {
             "function": symbol.name if symbol else None,
             "offset": symbol.offset + 1 if symbol else None,

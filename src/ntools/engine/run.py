@@ -12,18 +12,33 @@ import select
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+)
 
 from ntools._loader import BpfObject, library
+from ntools.engine.lookups import HostLookups, Lookups
 from ntools.host import about
 from ntools.model import loss, stages
+from ntools.model.clock import ClockChange
 
-if TYPE_CHECKING:  # the engine makes records; who writes them is the command's business
+if TYPE_CHECKING:  # the engine makes records; who writes and keeps them is the command's business
+    from ntools.engine.tape import Playback, Tape
     from ntools.output.jsonl import Writer
 
-__all__ = ["Engine", "Limits", "drive", "filter_config", "ready_line"]
+__all__ = ["Engine", "Limits", "drive", "filter_config", "ready_line", "replay"]
 
 _NEVER = float("inf")
+_IDLE_S = 60.0
+_SETTLE_S = 0.5
 
 
 class Limits(NamedTuple):
@@ -51,8 +66,12 @@ class Engine:
     sweep_s = 0.0
     counts_events = False
 
-    def __init__(self, obj: BpfObject) -> None:
+    #: Monotonic time of the step that is going on, on the host of the run.
+    now_ns = 0
+
+    def __init__(self, obj: Any, lookups: Optional[Lookups] = None) -> None:
         self.obj = obj
+        self.lookups = HostLookups(obj.kernel) if lookups is None else lookups
         self._loss_names: List[str] = []
 
     def header(self) -> Dict[str, Any]:
@@ -77,13 +96,27 @@ class Engine:
     def report(self, writer: "Writer", last: bool) -> None:
         """Emit the records of one interval; ``last``: of the whole run."""
 
-    def finish(self, writer: "Writer") -> None:
-        """Stop accepting new work; the programs are still attached."""
+    def stop(self) -> None:
+        """Take no new work, and wait a moment for what is under way. Not called at replay."""
         self.obj.configure(enabled=0)
+
+    def settled(self) -> bool:
+        """Whether everything that was under way has arrived. Not called at replay."""
+        return True
+
+    def finish(self, writer: "Writer") -> None:
+        """Emit the records of what has no end; nothing new comes any more."""
 
     def totals(self) -> Dict[str, Any]:
         """Further fields of the summary."""
         return {}
+
+    def state(self) -> Dict[str, Any]:
+        """What the engine itself has counted so far, as JSON can carry it."""
+        return {}
+
+    def restore(self, state: Dict[str, Any]) -> None:
+        """Go on counting from a :meth:`state`: a recording that begins in the middle of a run."""
 
     def losses(self) -> Dict[str, int]:
         """Loss so far, by cause; only causes that occurred."""
@@ -106,29 +139,155 @@ class Engine:
         return found
 
 
-def drive(engine: Engine, writer: "Writer", limits: Limits, args: Dict[str, Any]) -> int:
+def drive(
+    engine: Engine,
+    writer: "Writer",
+    limits: Limits,
+    args: Dict[str, Any],
+    tape: "Optional[Tape]" = None,
+    recorder: Optional[Callable[[Dict[str, Any]], Any]] = None,
+) -> int:
     """Start the engine, run it to its end, write header, records and summary.
 
     :param args: header fields of the command (``args``, ``filters``...).
+    :param tape: notes what the run sees.
+    :param recorder: makes what keeps the tape, from the header record.
     :return: exit status: 0, or 4 when something was lost and the run is strict.
     """
+    live = _Live(engine, writer, tape)
     with _Signals() as signals:
         engine.obj.start()
         engine.channel()  # without a reader in place, perf pages refuse every event
         engine.begin()
-        writer.header(**_header(engine, limits, args))
+        header = writer.draft_header(**_header(engine, limits, args))
+        if tape is not None and recorder is not None:
+            tape.begin(recorder(header), engine.state)
+        writer.emit_header(header)
         sys.stderr.write(ready_line(engine.obj) + "\n")
         sys.stderr.flush()
-        end = _loop(engine, writer, limits, signals)
-        engine.finish(writer)
-        _drain(engine, writer)
-        engine.report(writer, True)
-        writer.lost = engine.losses()
-        writer.summary(end, cost=_cost(engine), **engine.totals())
+        end = _loop(live, limits, signals)
+        engine.stop()
+        live.do("take")
+        deadline = time.monotonic() + _SETTLE_S
+        while not engine.settled() and time.monotonic() < deadline:
+            time.sleep(0.005)
+            live.do("take")
+        live.do("finish")
+        live.do("report", index=0, start_ns=0, cost={}, last=True)
+        live.do("summary", end=end, cost=_cost(engine))
         writer.close()
+        if tape is not None:
+            tape.close()
         if not writer.broken:
             sys.stdout.flush()
     return 4 if limits.strict and writer.lost else 0
+
+
+def replay(engine: Engine, writer: "Writer", playback: "Playback", strict: bool = False) -> int:
+    """Show a recorded run again: the same records, made by the same code.
+
+    What is no run of this engine ends in any of the errors that damaged data lead to.
+
+    :return: exit status: 0, or 4 when something was lost or cut off and ``strict``.
+    """
+    steps = _Steps(engine, writer)
+    engine.begin()
+    writer.repeat_header(playback.header)
+    state = playback.fact("state")
+    if state:
+        engine.restore(state)
+    for step in playback.steps():
+        engine.obj.feed(step)
+        steps.run(step.name, step.now_ns, step.info)
+        if writer.broken:
+            break
+    writer.close()
+    return 4 if strict and (writer.lost or playback.cut) else 0
+
+
+class _Steps:
+    """What a run does, step by step; live and at replay."""
+
+    def __init__(self, engine: Engine, writer: "Writer") -> None:
+        self._engine = engine
+        self._writer = writer
+
+    def run(self, name: str, now_ns: int, info: Mapping[str, Any]) -> int:
+        """Do one step; how many events it showed."""
+        if name not in _STEP_NAMES:
+            raise ValueError("no step '{}'".format(name))
+        self._engine.now_ns = self._writer.now_ns = now_ns
+        return int(getattr(self, "_" + name)(**info) or 0)
+
+    def _take(self) -> int:
+        channel = self._engine.channel()
+        return 0 if channel is None else self._engine.take(channel.read(), self._writer)
+
+    def _sweep(self) -> None:
+        self._engine.sweep(self._writer)
+
+    def _report(self, index: int, start_ns: int, cost: Dict[str, Any], last: bool) -> None:
+        engine, writer = self._engine, self._writer
+        if not last:
+            writer.lost = engine.losses()
+            writer.record(
+                "interval", index=index, start_ns=start_ns, end_ns=engine.now_ns, cost=cost
+            )
+        engine.report(writer, last)
+
+    def _baseline(self) -> None:
+        """The last report before the recording begins: differences are taken from there."""
+        self._writer.muted = True
+        self._engine.report(self._writer, False)
+        self._writer.muted = False
+
+    def _finish(self) -> None:
+        self._engine.finish(self._writer)
+
+    def _clock(self, offset_ns: int, error_ns: int, step_ns: int) -> None:
+        self._writer.set_clock(ClockChange(self._engine.now_ns, offset_ns, error_ns, step_ns))
+
+    def _record(self, type: str, fields: Dict[str, Any]) -> None:
+        """A record that is not made from what the kernel gave."""
+        self._writer.record(type, **fields)
+
+    def _summary(self, end: str, cost: Dict[str, Any]) -> None:
+        self._writer.lost = self._engine.losses()
+        self._writer.summary(end, cost=cost, **self._engine.totals())
+
+
+_STEP_NAMES = ("take", "sweep", "report", "baseline", "finish", "clock", "record", "summary")
+
+
+class _Live:
+    """Steps taken now, and put on tape if there is one."""
+
+    def __init__(self, engine: Engine, writer: "Writer", tape: "Optional[Tape]") -> None:
+        self.engine = engine
+        self.writer = writer
+        self._tape = tape
+        self._steps = _Steps(engine, writer)
+
+    def do(self, name: str, **info: Any) -> int:
+        """Take a step; how many events it showed."""
+        now_ns = time.monotonic_ns()
+        if self._tape is None:
+            return self._steps.run(name, now_ns, info)
+        self._tape.step(name, now_ns, info)
+        shown = self._steps.run(name, now_ns, info)
+        self._tape.end_step()
+        return shown
+
+    def watch_clock(self) -> None:
+        """A step when the wall clock was set, and once a minute."""
+        change = self.writer.clock.poll()
+        if change is not None:
+            self.do(
+                "clock",
+                offset_ns=change.offset_ns,
+                error_ns=change.error_ns,
+                step_ns=change.step_ns,
+            )
 
 
 def filter_config(criteria: Mapping[str, Any], numbers: Mapping[str, int]) -> Dict[str, Any]:
@@ -158,8 +317,9 @@ def ready_line(obj: BpfObject) -> str:
     return line
 
 
-def _loop(engine: Engine, writer: "Writer", limits: Limits, signals: "_Signals") -> str:
+def _loop(live: _Live, limits: Limits, signals: "_Signals") -> str:
     """Poll until the end; returns why it ended."""
+    engine = live.engine
     start = time.monotonic()
     deadline = start + limits.duration_s if limits.duration_s else _NEVER
     next_report = start + limits.interval_s if limits.interval_s else _NEVER
@@ -174,37 +334,26 @@ def _loop(engine: Engine, writer: "Writer", limits: Limits, signals: "_Signals")
         now = time.monotonic()
         if now >= deadline:
             return "duration"
-        wake = min(deadline, next_report, next_sweep, now + 60.0)
+        wake = min(deadline, next_report, next_sweep, now + _IDLE_S)
         poller.poll(max(0.0, wake - now) * 1000.0 + 1.0)
         if signals.caught:
             return "signal"
-        shown += _drain(engine, writer)
-        writer.tick()
+        live.watch_clock()
+        if channel is not None and channel.unread_bytes:
+            shown += live.do("take")
         now = time.monotonic()
         if now >= next_sweep:
-            engine.sweep(writer)
+            live.do("sweep")
             next_sweep = now + engine.sweep_s
         if now >= next_report:
-            writer.lost = engine.losses()
-            writer.record(
-                "interval",
-                index=reports,
-                start_ns=int((next_report - limits.interval_s) * 1e9),
-                end_ns=int(now * 1e9),
-                cost=_cost(engine),
-            )
-            engine.report(writer, False)
+            start_ns = int((next_report - limits.interval_s) * 1e9)
+            live.do("report", index=reports, start_ns=start_ns, cost=_cost(engine), last=False)
             reports += 1
             next_report += limits.interval_s * max(1, int((now - next_report) // limits.interval_s))
         if limits.count and (shown if engine.counts_events else reports) >= limits.count:
             return "count"
-        if writer.broken:
+        if live.writer.broken:
             return "signal"
-
-
-def _drain(engine: Engine, writer: "Writer") -> int:
-    channel = engine.channel()
-    return engine.take(channel.read(), writer) if channel is not None else 0
 
 
 def _header(engine: Engine, limits: Limits, args: Dict[str, Any]) -> Dict[str, Any]:

@@ -4,7 +4,7 @@
 import os
 import time
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ntools.errors import NtoolsError, UsageProblem
 from ntools.host import netns as _netns
@@ -65,6 +65,22 @@ class Device:
     phys_port_name: Optional[str] = None
     xdp_prog_ids: Tuple[int, ...] = ()
     altnames: Tuple[str, ...] = ()
+
+    def fields(self) -> Dict[str, Any]:
+        """The device as JSON can carry it."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_fields(cls, fields: Dict[str, Any]) -> "Device":
+        """The inverse of :meth:`fields`.
+
+        :raises TypeError: these are not the fields of a device.
+        """
+        values: Dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+        return cls(**values)
 
 
 class Devices:

@@ -7,7 +7,7 @@ bonds, VLAN devices, veth pairs between two switches and patch ports.
 
 import re
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ntools.errors import UsageProblem
 from ntools.host import ovs as _ovs
@@ -18,6 +18,7 @@ __all__ = ["Topology", "discover", "expand"]
 _STACKED = ("bond", "team", "vlan")
 _SWITCHES = ("bridge", "ovs-system")
 _TUNNEL_KINDS = ("vxlan", "geneve")
+_DEVICE_LISTS = ("vm", "entry_ports", "uplinks", "host_ports", "pass_through", "others")
 _SHOWN = 8
 _MAX_DEPTH = 8  # as the kernel (MAX_NEST_DEV)
 
@@ -55,6 +56,35 @@ class Topology:
     ovs: Optional[_ovs.OvsLayout]
     description: Tuple[str, ...]
     warnings: Tuple[str, ...]
+
+    def fields(self) -> Dict[str, Any]:
+        """The topology as JSON can carry it, without what OVS said."""
+        found: Dict[str, Any] = {
+            name: [device.fields() for device in getattr(self, name)] for name in _DEVICE_LISTS
+        }
+        found["vlan_ids"] = [list(pair) for pair in self.vlan_ids]
+        found["bridge_kind"] = self.bridge_kind
+        found["description"] = list(self.description)
+        found["warnings"] = list(self.warnings)
+        return found
+
+    @classmethod
+    def from_fields(cls, fields: Dict[str, Any]) -> "Topology":
+        """The inverse of :meth:`fields`.
+
+        :raises KeyError, TypeError: these are not the fields of a topology.
+        """
+        return cls(
+            vlan_ids=tuple((int(ifindex), int(vlan)) for ifindex, vlan in fields["vlan_ids"]),
+            bridge_kind=fields["bridge_kind"],
+            ovs=None,
+            description=tuple(str(line) for line in fields["description"]),
+            warnings=tuple(str(line) for line in fields["warnings"]),
+            **{
+                name: tuple(Device.from_fields(device) for device in fields[name])
+                for name in _DEVICE_LISTS
+            },
+        )
 
 
 def expand(device: Device, devices: Devices) -> List[Tuple[Device, Optional[int]]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Callable, NamedTuple, Optional
 
@@ -11,8 +12,10 @@ __all__ = [
     "CLOCK_STEP_NS",
     "Clock",
     "ClockChange",
+    "Moment",
     "Offset",
     "measure",
+    "parse_moment",
     "utc_text",
     "wall_text",
 ]
@@ -23,6 +26,10 @@ CLOCK_INTERVAL_NS = 60 * 10**9
 CLOCK_STEP_NS = 10**6
 
 _TRIES = 5
+_OFFSET = re.compile(r"\+([0-9]{1,9})(?:\.([0-9]{1,9}))?")
+_UTC = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z?"
+)
 
 Reader = Callable[[], int]
 
@@ -50,6 +57,16 @@ class ClockChange(NamedTuple):
     offset_ns: int
     error_ns: int
     step_ns: int
+
+
+class Moment(NamedTuple):
+    """A time somebody typed.
+
+    :ivar is_offset: counted from the start of a run; else UTC.
+    """
+
+    is_offset: bool
+    ns: int
 
 
 def measure(monotonic: Reader = time.monotonic_ns, wall: Reader = time.time_ns) -> Offset:
@@ -83,6 +100,10 @@ class Clock:
         """UTC in ns of a monotonic time, by the offset valid now."""
         return ts_ns + self.offset_ns
 
+    def set(self, offset_ns: int, error_ns: int) -> None:
+        """Take over an offset measured elsewhere."""
+        self.offset_ns, self.error_ns = offset_ns, error_ns
+
     def poll(self) -> Optional[ClockChange]:
         """Measure again if the wall clock seems to have been set, or if it is time to.
 
@@ -114,6 +135,31 @@ def utc_text(utc_ns: int, decimals: int = 6) -> str:
     seconds, rest = divmod(utc_ns, 10**9)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return text + _fraction(rest, decimals) + "Z"
+
+
+def parse_moment(text: str) -> "Moment":
+    """``+12.5``: seconds after the start; ``2026-01-31T08:15:00.5`` (a Z may follow): UTC.
+
+    :raises ValueError: neither.
+    """
+    offset = _OFFSET.fullmatch(text)
+    if offset:
+        return Moment(True, _ns(int(offset.group(1)), offset.group(2)))
+    found = _UTC.fullmatch(text)
+    if found:
+        import calendar
+
+        try:
+            parts = time.strptime(found.group(1).replace(" ", "T"), "%Y-%m-%dT%H:%M:%S")
+        except ValueError:
+            pass
+        else:
+            return Moment(False, _ns(calendar.timegm(parts), found.group(2)))
+    raise ValueError(f"'{text}' is not a time such as +12.5 or 2026-01-31T08:15:00")
+
+
+def _ns(seconds: int, fraction: Optional[str]) -> int:
+    return seconds * 10**9 + int((fraction or "0").ljust(9, "0")[:9])
 
 
 def _fraction(ns: int, decimals: int) -> str:

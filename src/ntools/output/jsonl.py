@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from math import isfinite
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO, Tuple, Union
 
 from ntools import __version__
-from ntools.model.clock import Clock
+from ntools.model.clock import Clock, ClockChange
 
 from .stream import LineStream, printable, printable_bytes
 
@@ -103,6 +103,12 @@ class Writer:
         self._lost_sum = 0
         self._start_ns = self._clock.now()
         self._state = "new"
+        #: Monotonic time of records that bring none; None: when they are emitted.
+        self.now_ns: Optional[int] = None
+        #: Records are neither counted nor shown.
+        self.muted = False
+        #: Monotonic times; records from outside are neither counted nor shown.
+        self.window: Optional[Tuple[int, int]] = None
 
     @property
     def broken(self) -> bool:
@@ -126,7 +132,10 @@ class Writer:
 
     def header(self, **fields: Any) -> Record:
         """Emit the header: the constants of the run. Must come first, once."""
-        self._step("new", "header")
+        return self.emit_header(self.draft_header(**fields))
+
+    def draft_header(self, **fields: Any) -> Record:
+        """The header as :meth:`emit_header` takes it."""
         rec: Record = {
             "type": "header",
             "schema": SCHEMA,
@@ -139,7 +148,17 @@ class Writer:
             "epoch_error_ns": self._clock.error_ns,
         }
         rec.update(fields)
-        rec = _clean_record(rec)
+        return _clean_record(rec)
+
+    def repeat_header(self, rec: Mapping[str, Any]) -> Record:
+        """Emit the header of a recording: all but the run is as it was."""
+        self._start_ns = int(rec["start_ns"])
+        self._clock.set(int(rec["epoch_offset_ns"]), int(rec["epoch_error_ns"]))
+        return self.emit_header(_clean_record(dict(rec, run=os.urandom(16).hex())))
+
+    def emit_header(self, rec: Record) -> Record:
+        """Emit a header that was drafted before."""
+        self._step("new", "header")
         for sink in self._sinks:
             sink.header(rec)
         return rec
@@ -148,12 +167,17 @@ class Writer:
         """Emit a record.
 
         :param type: its type; one that has a schema.
-        :param ts_ns: monotonic time of the event; now if None.
+        :param ts_ns: monotonic time of the event; :attr:`now_ns` if None.
         :return: the record as the sinks got it, with its ``seq``.
         """
         self._expect("header")
-        self.tick()
-        rec = self._envelope(type, self._clock.now() if ts_ns is None else ts_ns, fields)
+        if self.now_ns is None:
+            self.tick()
+        if ts_ns is None:
+            ts_ns = self._now()
+        if self.muted or (self.window and not self.window[0] <= ts_ns <= self.window[1]):
+            return {}
+        rec = self._envelope(type, ts_ns, fields)
         for sink in self._sinks:
             sink.record(rec)
         return rec
@@ -165,8 +189,12 @@ class Writer:
         """
         self._expect("header")
         change = self._clock.poll()
-        if change is None:
-            return
+        if change is not None:
+            self.set_clock(change)
+
+    def set_clock(self, change: ClockChange) -> None:
+        """Use another offset of the wall clock from now on, and say so."""
+        self._clock.set(change.offset_ns, change.error_ns)
         rec = self._envelope(
             "clock",
             change.ts_ns,
@@ -185,7 +213,7 @@ class Writer:
         :param end: why the run ended: count, duration, signal, governor or error.
         """
         self._step("header", "done")
-        now = self._clock.now()
+        now = self._now()
         totals: Dict[str, Any] = {
             "duration_ns": now - self._start_ns,
             "end": end,
@@ -201,6 +229,9 @@ class Writer:
         """Close the sinks. A stream without summary tells its reader that it was cut."""
         for sink in self._sinks:
             sink.close()
+
+    def _now(self) -> int:
+        return self._clock.now() if self.now_ns is None else self.now_ns
 
     def _envelope(self, type: str, ts_ns: int, fields: Mapping[str, Any]) -> Record:
         self._seq += 1

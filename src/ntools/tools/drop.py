@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from ntools.cli import filters, session
     from ntools.cli.commands import COMMANDS
     from ntools.engine.drop import DropEngine, DropOptions
-    from ntools.engine.run import Limits, drive
-    from ntools.host.netns import current_netns
+    from ntools.engine.run import Limits
     from ntools.output.drop import DropView
 
     command = COMMANDS["drop"]
@@ -80,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     if args.eth_type is not None:
         criteria.update(eth_proto=args.eth_type, used=(*criteria["used"], "NT_F_ETH_PROTO"))
     group_by = _group_by(args)
-    netns, devices = _where(args)
+    here, netns, devices = session.learn(
+        args, "where", lambda: _where(args), _where_fields, _where_from_fields
+    )
     for name in ("reason", "not_reason", "location", "interface", "netns", "normal"):
         if getattr(args, name):
             shown[name] = getattr(args, name)
@@ -97,18 +98,19 @@ def run(args: argparse.Namespace) -> int:
             stacks=not args.no_stack_trace, max_events=args.rate_limit,
             count=0 if group_by else args.count, top=args.top or _TOP,
             max_entries=args.max_entries or _MAX_ENTRIES, explain=args.explain,
-        ))  # fmt: skip
+        ), session.lookups(args, obj))  # fmt: skip
         if args.dry_run:
             from ntools.cli import plan
 
             plan.print_plan(obj, shown, overhead)
             return 0
-        session.warn(args, (line + ", ignoring" for line in engine.warnings))
+        app.warn(args, (line + ", ignoring" for line in engine.warnings))
         interval = args.interval if args.interval is not None else _INTERVAL_S * bool(group_by)
-        view = DropView(current_netns(), args.normal == "mark", args.verbose > 0, args.explain)
-        return drive(
+        view = DropView(here, args.normal == "mark", args.verbose > 0, args.explain)
+        return session.run(
+            args,
             engine,
-            session.writer(args, view),
+            view,
             Limits(interval, args.duration, args.count, args.strict),
             {"args": args.argv, "filters": shown, "overhead_class": overhead},
         )
@@ -138,15 +140,26 @@ def _group_by(args: argparse.Namespace) -> Tuple[str, ...]:
     return tuple(name for name in _DIMENSIONS if name in names)
 
 
-def _where(args: argparse.Namespace) -> Tuple[int, List[Any]]:
-    """(inode number of the wanted namespace or 0, wanted devices)."""
+def _where(args: argparse.Namespace) -> Tuple[int, int, List[Any]]:
+    """(own namespace, inode number of the wanted namespace or 0, wanted devices)."""
     from ntools.host.devices import Devices
+    from ntools.host.netns import current_netns
 
     if not args.interface and not args.netns:
-        return 0, []
+        return current_netns(), 0, []
     devices = Devices.snapshot(args.netns)
     found = devices.find_list(args.interface) if args.interface else []
-    return (devices.netns_inum if args.netns else 0), found
+    return current_netns(), (devices.netns_inum if args.netns else 0), found
+
+
+def _where_fields(where: Tuple[int, int, List[Any]]) -> Any:
+    return [where[0], where[1], [device.fields() for device in where[2]]]
+
+
+def _where_from_fields(fields: Any) -> Tuple[int, int, List[Any]]:
+    from ntools.host.devices import Device
+
+    return int(fields[0]), int(fields[1]), [Device.from_fields(device) for device in fields[2]]
 
 
 MANUAL = {

@@ -56,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
     from ntools.cli import filters, session, vm
     from ntools.cli.commands import COMMANDS
     from ntools.engine.flight import FlightEngine, FlightOptions
-    from ntools.engine.run import Limits, drive
+    from ntools.engine.run import Limits
 
     command = COMMANDS["vm-latency"]
     criteria, shown = filters.build(args)
     vm.add_guest_address(args, criteria, shown)
-    place = vm.locate(args)
+    place = session.learn(
+        args, "place", lambda: vm.locate(args), vm.Place.fields, vm.Place.from_fields
+    )
     mode = "details" if args.details else "summary"
     with session.open_object(args, "flight_detail" if args.details else "flight") as obj:
         obj.need(*command.needed)
@@ -87,15 +89,13 @@ def run(args: argparse.Namespace) -> int:
         app.warn(args, place.warnings)
         view = View(place.topology.description, args.histogram, args.explain)
         limits = Limits(args.interval, args.duration, args.count, args.strict)
-        return drive(
-            FlightEngine(obj, place.topology, place.seeds, chosen),
-            session.writer(args, view),
+        engine = FlightEngine(obj, place.topology, place.seeds, chosen, session.lookups(args, obj))
+        return session.run(
+            args,
+            engine,
+            view,
             limits,
-            {
-                "args": args.argv,
-                "filters": shown,
-                "overhead_class": command.overhead[mode],
-            },
+            {"args": args.argv, "filters": shown, "overhead_class": command.overhead[mode]},
         )
 
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Shows a recording again, without any privilege, and compares it with the run it was made of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from lab.expect import equal
+from lab.tool import Result, Tool
+
+__all__ = ["comparable", "replay", "replayed_equal"]
+
+
+def replay(command: str, path: Path, *args: str) -> Result:
+    """Replay by a process without capabilities that has no library for BPF to load."""
+    tool = shutil.which(command) or str(Tool(None, command).command[0])
+    wrapped = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", tool]
+    env = {"NTOOLS_LIBBPF": "no-such-library"}
+    path.chmod(0o644)
+    with Tool(None, shutil.which(wrapped[0]) or wrapped[0], [*wrapped[1:], "--replay", str(path),
+              "--format", "json", *args], env=env, ready=False) as running:  # fmt: skip
+        return running.wait()
+
+
+def comparable(records: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Records without what may differ: the run, and the cost."""
+    return [
+        {name: value for name, value in rec.items() if name not in ("run", "cost")}
+        for rec in records
+    ]
+
+
+def replayed_equal(live: Result, again: Result) -> None:
+    """The replay ended well and says what the run said, record by record."""
+    equal(again.status, 0, "exit status of the replay", again.tail())
+    for index, (first, second) in enumerate(
+        zip(comparable(live.records), comparable(again.records))
+    ):
+        equal(second, first, f"record {index} of the replay")
+    equal(len(again.records), len(live.records), "records of the replay")
