@@ -202,20 +202,6 @@ static __always_inline void nt_drop_facts(struct sk_buff *skb, const int direct,
 		d->facts |= NT_FACT_TTL_EXPIRED;
 }
 
-/* The criterion that refused would have needed a header that could not be read. */
-static __always_inline int nt_unjudged(const struct nt_pkt *pkt, enum nt_reject reject)
-{
-	__u32 flags = pkt->flags;
-
-	if (!(flags & (NT_PKT_TRUNCATED | NT_PKT_DEEP | NT_PKT_FAULT)))
-		return 0;
-	if (reject == NT_REJECT_PORT || reject == NT_REJECT_TCP_FLAGS)
-		return !(flags & NT_PKT_L4);
-	if (reject == NT_REJECT_ICMP_TYPE)
-		return !(flags & NT_PKT_ICMP);
-	return reject >= NT_REJECT_FAMILY && reject <= NT_REJECT_PROTOCOL && !(flags & NT_PKT_L3);
-}
-
 /* 0 = wanted; else counted where it ended. */
 static __always_inline int nt_drop_refused(const struct nt_drop_cfg *cfg, const struct nt_pkt *pkt)
 {
@@ -223,7 +209,7 @@ static __always_inline int nt_drop_refused(const struct nt_drop_cfg *cfg, const 
 
 	if (reject == NT_REJECT_NONE)
 		return 0;
-	if (nt_unjudged(pkt, reject))
+	if (nt_filter_unsure(pkt, reject))
 		nt_lost(NT_LOSS_UNPARSED);
 	else
 		nt_drop_count(NT_STEP_FILTER + reject);

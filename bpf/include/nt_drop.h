@@ -159,6 +159,8 @@ struct nt_manifest {
 	enum nt_reject reject;
 	enum nt_pkt_flag pkt_flag;
 	enum nt_filter_use filter_use;
+	enum nt_filter_table filter_table;
+	enum nt_filter_prefix filter_prefix;
 	enum nt_drop_mode mode;
 	enum nt_drop_by by;
 	enum nt_drop_reasons reasons;

@@ -170,6 +170,8 @@ struct nt_manifest {
 	enum nt_reject reject;
 	enum nt_loss loss;
 	enum nt_filter_use filter_use;
+	enum nt_filter_table filter_table;
+	enum nt_filter_prefix filter_prefix;
 #if NT_DETAIL
 	struct nt_flight events;
 #endif

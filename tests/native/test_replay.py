@@ -47,7 +47,7 @@ def runs(tmp_path_factory) -> Dict[str, Any]:
     found: Dict[str, Any] = {}
     lo = "127.0.0.1"
     with Namespace("h") as ns:
-        with watch(ns, "--record", str(place / "events")) as tool:
+        with watch(ns, "--protocol", "udp", "--record", str(place / "events")) as tool:
             for port in range(7000, 7040):
                 udp(ns, lo, port, 3, wait_s=0.01)
             found["events"] = (drop.main, place / "events", tool.stop().records)
@@ -155,6 +155,36 @@ def test_asking_for_more_is_refused(runs, tmp_path):
     main, path, _ = runs["table"]
     status, again, stderr = replay(main, path, "--group-by", "stack")
     assert (status, again) == (2, []) and "--group-by" in stderr and "reason,fivetuple" in stderr
+    events = runs["events"][1]
+    status, again, stderr = replay(main, events, "--protocol", "udp,tcp")
+    assert (status, again) == (2, []) and "more than was recorded" in stderr
     other = vm_latency.main
     status, again, stderr = replay(other, path)
     assert (status, again) == (1, []) and "ntools-drop" in stderr
+
+
+def test_filters_narrow(runs):
+    main, path, live = runs["events"]
+    drops = [rec for rec in live if rec["type"] == "drop" and 7010 <= rec["dst_port"] <= 7019]
+    assert len(drops) == 30
+    status, again, _ = replay(main, path, "--dst-port", "7010-7019", "--protocol", "udp")
+    shown = [rec for rec in again if rec["type"] == "drop"]
+    strip = lambda recs: [dict(rec, seq=0) for rec in recs]  # noqa: E731
+    assert (status, strip(shown)) == (0, strip(drops))
+    counts = again[-1]["counts"]
+    assert counts["matched"] == counts["shown"] + counts["hidden"] + counts["narrowed"] == 120
+    status, again, _ = replay(main, path, "--dst-port", "53")
+    assert (status, [rec["type"] for rec in again]) == (0, ["header", "summary"])
+    main, path, live = runs["details"]
+    status, again, _ = replay(main, path, "--icmp-type", "echo-request", "--ipv4")
+    packets = [rec for rec in again if rec["type"] == "packet"]
+    assert status == 0 and {rec["direction"] for rec in packets} == {"tx"}
+    assert len(packets) == 30 and not [rec for rec in again if rec["type"] in ("hist", "ends")]
+    for name, args, text in (
+        ("details", ("--src-mac", "52:54:00:00:00:01"), "--src-mac"),
+        ("summary", ("--protocol", "icmp"), "counts"),
+        ("table", ("--protocol", "udp"), "counts"),
+    ):
+        main, path, _ = runs[name]
+        status, again, stderr = replay(main, path, *args)
+        assert (status, again) == (2, []) and text in stderr.splitlines()[-1]

@@ -48,6 +48,9 @@ _ffi.cdef("""
     void *bpf_program__attach(const void *program);
     int bpf_link__destroy(void *link);
     int bpf_object__find_map_fd_by_name(const void *object, const char *name);
+    void *bpf_object__find_map_by_name(const void *object, const char *name);
+    int bpf_map__set_max_entries(void *map, uint32_t entries);
+    int bpf_map_delete_elem(int fd, const void *key);
     int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags);
     int bpf_map_lookup_elem(int fd, const void *key, void *value);
     int bpf_map_get_next_key(int fd, const void *key, void *next_key);
@@ -128,10 +131,17 @@ class Record:
 class RunObject:
     """An object in the kernel. Leaving the context frees programs, maps and attachments."""
 
-    def __init__(self, path: Path, programs: Iterable[str], btf: Optional[Path] = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        programs: Iterable[str],
+        btf: Optional[Path] = None,
+        entries: Optional[Mapping[str, int]] = None,
+    ) -> None:
         """
         :param programs: those to load; the others stay out of the kernel.
         :param btf: types to relocate against instead of the running kernel's.
+        :param entries: of maps that need more than the object says.
         """
         self._lib = _ffi.dlopen("libbpf.so.1")
         self._log: dict[str, Any] = {}
@@ -148,6 +158,9 @@ class RunObject:
             if not self._object:
                 raise OSError(_ffi.errno, f"cannot open {path}")
             self._choose(set(programs))
+            for name, count in (entries or {}).items():
+                found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+                self._lib.bpf_map__set_max_entries(found, count)
             if self._lib.bpf_object__load(self._object):
                 raise OSError(_ffi.errno, self._failure())
         finally:
@@ -204,20 +217,30 @@ class RunObject:
             self._lib.bpf_link__destroy(link)
         self._links.clear()
 
-    def run(self, program: str) -> None:
-        """Runs a raw tracepoint program once, with no arguments."""
+    def run(self, program: str, times: int = 1) -> None:
+        """Runs a raw tracepoint program, with no arguments."""
         options = _ffi.new("struct bpf_test_run_opts *")
         options.sz = _ffi.sizeof("struct bpf_test_run_opts")
         descriptor = self._lib.bpf_program__fd(self._programs[program])
-        if self._lib.bpf_prog_test_run_opts(descriptor, options):
-            raise OSError(_ffi.errno, f"cannot run {program}")
+        for _ in range(times):
+            if self._lib.bpf_prog_test_run_opts(descriptor, options):
+                raise OSError(_ffi.errno, f"cannot run {program}")
 
     def _map(self, name: str) -> int:
         return self._lib.bpf_object__find_map_fd_by_name(self._object, name.encode())
 
+    def fd(self, program: str) -> int:
+        """Descriptor of a program."""
+        return int(self._lib.bpf_program__fd(self._programs[program]))
+
     def update(self, name: str, key: bytes, value: bytes) -> None:
         """Writes an element of a map."""
         if self._lib.bpf_map_update_elem(self._map(name), key, value, 0):
+            raise OSError(_ffi.errno, name)
+
+    def delete(self, name: str, key: bytes) -> None:
+        """Removes an element of a map."""
+        if self._lib.bpf_map_delete_elem(self._map(name), key):
             raise OSError(_ffi.errno, name)
 
     def lookup(self, name: str, key: bytes, size: int) -> bytes:

@@ -69,7 +69,7 @@ def test_inner_ipv6_with_a_tag(parser: Parser) -> None:
 
 
 def test_filter_and_identity_are_those_of_the_inner_packet(parser: Parser) -> None:
-    filter = {"used": parser.used("SRC_PORT"), "src_port": 7}
+    filter = {"used": parser.used("SRC_PORT"), "src_port": 7, "src_port_last": 7}
     packet, proto, _number = TUNNELS["vxlan"]
     inside = parser.bytes(packet, proto, inner=True, filter=filter)
     alone = parser.bytes(INNER, IP4, filter=filter)

@@ -22,7 +22,6 @@ from ntools.host.symbols import Symbols
 from ntools.output.jsonl import Writer
 
 OBJECT = Path(ntools.__file__).parent / "bpf" / "drop.x86.bpf.o"
-NO_FILTER = {"used": ()}
 REASONS = {
     "skb_drop_reason": {
         2: "SKB_DROP_REASON_NOT_SPECIFIED", 3: "SKB_DROP_REASON_NO_SOCKET",
@@ -109,7 +108,7 @@ def symbols(tmp_path, monkeypatch):
 
 def make(names=REASONS, **options):
     obj = FakeObject(names)
-    engine = DropEngine(obj, DropOptions(criteria=NO_FILTER, **options))
+    engine = DropEngine(obj, DropOptions(**options))
     stream = io.StringIO()
     writer = Writer(stream, "ntools-drop")
     writer.header()
@@ -190,7 +189,8 @@ def test_rate_is_told_per_window():
 
 def test_table_makes_the_maps_it_needs():
     _, obj, _, _ = make(group_by=("reason",), max_entries=512)
-    assert obj.sizes == {"drop_groups": 512, "events": 1, "drop_stacks": 1}
+    sets = {"nt_tables": 1, "nt_prefixes": 1}
+    assert obj.sizes == {"drop_groups": 512, "events": 1, "drop_stacks": 1, **sets}
     _, obj, _, _ = make()
     assert obj.sizes == {"drop_groups": 1, "drop_stacks": 1}
 

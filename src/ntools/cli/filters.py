@@ -1,70 +1,110 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From parsed filter options to ``struct nt_filter`` (``bpf/include/nt_filter.h``)."""
+"""From parsed filter options, or a file of them, to the packet filter of a command."""
 
 import argparse
-from typing import Any, Dict, Tuple
+from typing import Any, List, Tuple
 
 from ntools.errors import UsageProblem
-from ntools.model import flow
+from ntools.model.filter import CRITERIA, MAX_RULES, PacketFilter, Rule
 
-__all__ = ["build"]
+__all__ = ["OPTIONS", "build", "given"]
 
-_WITH_PORTS = ("tcp", "udp", "udplite", "sctp", "dccp")
+#: Names of all filter options.
+OPTIONS = (*CRITERIA, "bidir", "filters_file")
+#: Bytes of a file of rules at most.
+_MAX_FILE = 1 << 20
 
 
-def build(args: argparse.Namespace) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """(criteria by field of ``struct nt_filter``, the same as text for the header record).
+def build(args: argparse.Namespace) -> PacketFilter:
+    """The filter of a command line.
 
-    The criteria hold the key ``used`` as names of ``enum nt_filter_use``: their numbers belong to
-    the object in use.
-
-    :raises UsageProblem: options that contradict each other.
+    :raises UsageProblem: options that contradict each other, or a file that cannot be used.
     """
-    fields: Dict[str, Any] = {}
-    shown: Dict[str, Any] = {}
-    used = []
-    _check(args)
-    for side in ("src", "dst"):
-        network = getattr(args, side + "_ip")
-        if network:
-            fields[side + "_ip"] = network.address
-            fields[side + "_mask"] = network.mask
-            fields["family"] = network.family
-            used.append("NT_F_{}_IP".format(side.upper()))
-            shown[side + "_ip"] = str(network)
-        port = getattr(args, side + "_port")
-        if port:
-            fields[side + "_port"] = port
-            used.append("NT_F_{}_PORT".format(side.upper()))
-            shown[side + "_port"] = port
-    if args.protocol:
-        fields["protocol"], fields["protocol_alt"] = args.protocol[0], args.protocol[-1]
-        used.append("NT_F_PROTOCOL")
-        shown["protocol"] = "/".join(flow.protocol_name(number) for number in args.protocol)
-    if args.vlan is not None:
-        fields["vlan_id"] = args.vlan
-        used.append("NT_F_VLAN")
-        shown["vlan_id"] = "none" if args.vlan == 0xFFFF else args.vlan
-    if args.bidir and used:
-        used.append("NT_F_BIDIR")
-        shown["bidir"] = True
-    fields["used"] = tuple(used)
-    return fields, shown
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.src_ip and args.dst_ip and args.src_ip.family != args.dst_ip.family:
-        raise UsageProblem(
-            "--src-ip '{}' and --dst-ip '{}' are of different address families.".format(
-                args.src_ip, args.dst_ip
-            )
-        )
-    ports = [name for name in ("src_port", "dst_port") if getattr(args, name)]
-    if ports and args.protocol:
-        names = [flow.protocol_name(number) for number in args.protocol]
-        if not set(names) & set(_WITH_PORTS):
+    names = given(args)
+    if args.filters_file is not None:
+        if names:
             raise UsageProblem(
-                "--{} needs a protocol with ports, not '{}'. Use --protocol tcp or udp.".format(
-                    ports[0].replace("_", "-"), names[0]
+                "{} cannot be combined with --filters-file. Write it into '{}'.".format(
+                    names[0], args.filters_file
                 )
             )
+        return PacketFilter(_read(args.filters_file))
+    rule = _rule(args)
+    if not rule.used:
+        return PacketFilter()
+    try:
+        rule.check()
+    except ValueError as error:
+        raise UsageProblem("{}.".format(error)) from None
+    return PacketFilter((rule,))
+
+
+def given(args: argparse.Namespace) -> List[str]:
+    """The filter options a command line has."""
+    found = []
+    for name in (*CRITERIA, "bidir"):
+        value = getattr(args, name)
+        if name == "family" and value:
+            found.append("--ipv{}".format(value))
+        elif value:
+            found.append("--" + name.replace("_", "-"))
+    return found
+
+
+def _rule(args: argparse.Namespace) -> Rule:
+    return Rule(**{name: getattr(args, name) for name in Rule._fields})
+
+
+def _read(path: str) -> Tuple[Rule, ...]:
+    """The rules of a file, one per line."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_MAX_FILE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise UsageProblem("cannot read --filters-file '{}': {}.".format(path, reason)) from None
+    if len(text) > _MAX_FILE:
+        raise UsageProblem("--filters-file '{}' is larger than 1 MiB.".format(path))
+    rules: List[Rule] = []
+    parser = _line_parser()
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rule = _parse_line(parser, line)
+            if rule and len(rules) == MAX_RULES:
+                raise ValueError("more than {} rules".format(MAX_RULES))
+        except ValueError as error:
+            raise UsageProblem("{}:{}: {}.".format(path, number, str(error).rstrip("."))) from None
+        if rule:
+            rules.append(rule)
+    if not rules:
+        raise UsageProblem("--filters-file '{}' has no rule.".format(path))
+    return tuple(rules)
+
+
+def _parse_line(parser: argparse.ArgumentParser, line: str) -> Any:
+    """The rule of a line, None if there is none."""
+    import shlex
+
+    words = shlex.split(line, comments=True)
+    if not words:
+        return None
+    rule = _rule(parser.parse_args(words))
+    if not rule.used:
+        raise ValueError("no criterion in this rule")
+    rule.check()
+    return rule
+
+
+class _LineParser(argparse.ArgumentParser):
+    """Errors belong to a line of the file."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(message)
+
+
+def _line_parser() -> argparse.ArgumentParser:
+    from ntools.cli import options
+
+    parser = _LineParser(add_help=False, allow_abbrev=False)
+    options.add_rule(parser)
+    return parser

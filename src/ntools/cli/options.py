@@ -12,8 +12,8 @@ __all__ = [
     "add_filter",
     "add_netns",
     "add_recording",
+    "add_rule",
     "direction",
-    "eth_type",
     "milliseconds",
     "names",
     "network",
@@ -105,21 +105,53 @@ def add_netns(parser: "argparse._ActionsContainer") -> None:
 def add_filter(parser: argparse.ArgumentParser) -> None:
     """Packet filter options, with the aliases older tools used."""
     group = parser.add_argument_group("packets")
+    add_rule(group)
+    group.add_argument(
+        "--filters-file", metavar="FILE",
+        help="instead of the options above: one rule of them per line, up to 64; a packet has to "
+        "fit one of the rules; # begins a comment",
+    )  # fmt: skip
+
+
+def add_rule(group: "argparse._ActionsContainer") -> None:
+    """The criteria of one rule; their names are those of :class:`ntools.model.filter.Rule`."""
     add: Callable[..., Any] = group.add_argument
-    add("--src-ip", "--src", "--ip-src", dest="src_ip", type=network, metavar="ADDR[/N]",
-        help="source address or prefix, IPv4 or IPv6")  # fmt: skip
-    add("--dst-ip", "--dst", "--ip-dst", dest="dst_ip", type=network, metavar="ADDR[/N]",
-        help="destination address or prefix")  # fmt: skip
-    add("--src-port", "--l4-src-port", dest="src_port", type=_port, metavar="PORT",
-        help="source port; packets without ports do not match")  # fmt: skip
-    add("--dst-port", "--l4-dst-port", dest="dst_port", type=_port, metavar="PORT",
-        help="destination port")  # fmt: skip
-    add("--protocol", "--l4-protocol", "--proto", "--ip-proto", dest="protocol", type=_protocol,
-        metavar="NAME", help="tcp, udp, icmp (with ICMPv6), or a number")  # fmt: skip
-    add("--vlan", "--vlan-id", dest="vlan", type=_vlan, metavar="ID",
-        help="outer VLAN id, or 'none' for untagged packets")  # fmt: skip
+    add("--src-ip", "--src", "--ip-src", dest="src_ip", type=_values("src_ip"),
+        default=(), metavar="ADDR[/N],...",
+        help="source addresses or prefixes, IPv4 or IPv6; also of ARP")  # fmt: skip
+    add("--dst-ip", "--dst", "--ip-dst", dest="dst_ip", type=_values("dst_ip"),
+        default=(), metavar="ADDR[/N],...", help="destination addresses or prefixes")  # fmt: skip
+    add("--src-port", "--l4-src-port", dest="src_port", type=_values("src_port"),
+        default=(), metavar="PORT[-PORT],...",
+        help="source ports; packets without ports do not match")  # fmt: skip
+    add("--dst-port", "--l4-dst-port", dest="dst_port", type=_values("dst_port"),
+        default=(), metavar="PORT[-PORT],...", help="destination ports")  # fmt: skip
+    add("--protocol", "--l4-protocol", "--proto", "--ip-proto", dest="protocol",
+        type=_values("protocol"), default=(), metavar="NAME,...",
+        help="tcp, udp, icmp (with ICMPv6)..., or numbers")  # fmt: skip
+    add("--vlan", "--vlan-id", dest="vlan", type=_values("vlan"), default=(), metavar="ID[-ID],...",
+        help="outer VLAN ids, or 'none' for untagged packets")  # fmt: skip
     add("--bidir", action="store_true",
         help="also packets with source and destination exchanged")  # fmt: skip
+    family = group.add_mutually_exclusive_group()
+    family.add_argument("-4", "--ipv4", dest="family", action="store_const", const=4, default=0,
+                        help="only IPv4")  # fmt: skip
+    family.add_argument("-6", "--ipv6", dest="family", action="store_const", const=6,
+                        help="only IPv6")  # fmt: skip
+    add("--eth-type", "--type", dest="eth_type", type=_values("eth_type"), default=(),
+        metavar="TYPE,...",
+        help="frames of these types: ipv4, ipv6, arp, lldp... or 0xXXXX")  # fmt: skip
+    add("--src-mac", dest="src_mac", type=_values("src_mac"), default=(), metavar="MAC,...",
+        help="source MAC addresses")  # fmt: skip
+    add("--dst-mac", dest="dst_mac", type=_values("dst_mac"), default=(), metavar="MAC,...",
+        help="destination MAC addresses")  # fmt: skip
+    add("--icmp-type", dest="icmp_type", type=_values("icmp_type"), default=(), metavar="TYPE,...",
+        help="ICMP types: echo-request, time-exceeded... of both versions, or numbers")  # fmt: skip
+    add("--tcp-flags", dest="tcp_flags", type=_values("tcp_flags"), default=(), metavar="FLAGS,...",
+        help="TCP flags that are set, joined by +; ~ before one that is not set: "
+        "syn+~ack,rst is SYN without ACK, or RST")  # fmt: skip
+    add("--min-len", dest="min_len", type=_values("min_len"), default=0, metavar="BYTES",
+        help="packets of at least so many bytes, from the IP header on")  # fmt: skip
 
 
 def direction(text: str) -> str:
@@ -265,14 +297,17 @@ def _model(name: str) -> Callable[[str], Any]:
 
 
 network = _model("parse_network")
-eth_type = _model("parse_eth_type")
-_port = _model("parse_port")
-_protocol = _model("parse_protocol")
 
 
-def _vlan(text: str) -> int:
-    if text == "none":
-        return 0xFFFF
-    if not text.isdecimal() or not 0 <= int(text) <= 4094:
-        raise argparse.ArgumentTypeError("'{}' is not a VLAN id (0 to 4094) or 'none'".format(text))
-    return int(text)
+def _values(criterion: str) -> Callable[[str], Any]:
+    """Type of a filter option, parsed by :func:`ntools.model.filter.parse`."""
+
+    def convert(text: str) -> Any:
+        from ntools.model import filter as packet_filter
+
+        try:
+            return packet_filter.parse(criterion, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert

@@ -47,7 +47,11 @@ def plan_lines(obj: "BpfObject", filters: Mapping[str, Any], overhead: str) -> L
         [[name, entries, size_text(size)] for name, entries, size in maps],
     )
     total = sum(size for _, _, size in maps)
-    given = ["{}={}".format(name, value) for name, value in filters.items() if value is not None]
+    given = [
+        "{}={}".format(name, " | ".join(value) if name == "rules" else value)
+        for name, value in filters.items()
+        if value is not None
+    ]
     lines += [
         "",
         "memory of all maps: " + size_text(total),

@@ -52,6 +52,7 @@ def _arguments(
     parser: Callable[[], argparse.ArgumentParser], args: argparse.Namespace
 ) -> argparse.Namespace:
     """The options of the recorded run, with those of this call that concern the view."""
+    from ntools.cli import filters
     from ntools.cli.commands import COMMANDS
     from ntools.engine.tape import Playback
     from ntools.output.recording import Recording
@@ -65,7 +66,8 @@ def _arguments(
     found = _recorded(parser, playback.header, args.replay)
     given = _given(parser, args.argv)
     row = COMMANDS[args.command[len("ntools-") :]]
-    for name in given:
+    narrow = filters.build(args) if set(given) & set(filters.OPTIONS) else None
+    for name in set(given) - set(filters.OPTIONS):
         allowed = name in _VIEW or name in row.replay
         if name in _NARROWER:
             allowed = name in vars(found) and _NARROWER[name](given[name], getattr(found, name))
@@ -77,8 +79,8 @@ def _arguments(
             )
     values: Dict[str, Any] = dict(vars(found))
     values.update((name, getattr(args, name)) for name in _VIEW)
-    values.update(given)
-    values.update(record=None, tape=None, dry_run=False, playback=playback)
+    values.update((name, given[name]) for name in given if name not in filters.OPTIONS)
+    values.update(record=None, tape=None, dry_run=False, playback=playback, narrow=narrow)
     values.update(argv=args.argv, command=args.command)
     return argparse.Namespace(**values)
 

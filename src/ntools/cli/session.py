@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, TypeVar
 
 from ntools import __version__
 from ntools.cli import app
+from ntools.errors import UsageProblem
 
 if TYPE_CHECKING:
     from ntools.engine.lookups import Lookups
     from ntools.engine.run import Engine, Limits
+    from ntools.model.filter import PacketFilter
 
-__all__ = ["learn", "lookups", "open_object", "run"]
+__all__ = ["learn", "learn_filter", "lookups", "open_object", "run"]
 
 T = TypeVar("T")
 
@@ -65,6 +67,27 @@ def learn(
     return answer
 
 
+def learn_filter(args: argparse.Namespace, build: Callable[[], "PacketFilter"]) -> "PacketFilter":
+    """The packet filter of the run.
+
+    At replay the one it was recorded with; what is asked for in addition is in ``args.narrow``.
+
+    :raises UsageProblem: the replay asks for packets that were not recorded.
+    """
+    from ntools.model.filter import PacketFilter
+
+    flt = learn(args, "filter", build, PacketFilter.fields, PacketFilter.from_fields)
+    if args.playback is not None and args.narrow is not None:
+        for rule in args.narrow.rules if len(flt.rules) == 1 else ():
+            asked = {name: getattr(rule, name) for name in rule.used}
+            both = flt.rules[0]._replace(**asked)
+            if not both.within(flt.rules[0]):
+                raise UsageProblem(
+                    "'{}' asks for more than was recorded with '{}'.".format(rule, flt.rules[0])
+                )
+    return flt
+
+
 def lookups(args: argparse.Namespace, obj: Any) -> "Lookups":
     """Where the engine asks for names."""
     from ntools.engine.lookups import HostLookups, RecordedLookups
@@ -90,6 +113,8 @@ def run(
     from ntools.cli.replay import window
 
     out.window = window(args)
+    if args.narrow is not None:
+        engine.narrow(args.narrow)
     status = replay(engine, out, args.playback, args.strict)
     if args.playback.cut:
         app.warn(args, ["the recording has no end: {}".format(args.playback.cut)])

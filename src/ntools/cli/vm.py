@@ -9,8 +9,9 @@ from ntools.host import blind, guests, ovs, uplink
 from ntools.host.devices import Device, Devices
 from ntools.host.guests import MacSeed
 from ntools.host.uplink import Topology
+from ntools.model.filter import PacketFilter, Rule
 
-__all__ = ["Place", "add_guest_address", "locate"]
+__all__ = ["Place", "add_guest_address", "locate", "named_devices"]
 
 _TAPS = ("tap", "macvtap", "tun")
 
@@ -70,25 +71,33 @@ def locate(args: argparse.Namespace) -> Place:
     return Place(topology, tuple(seeds), tuple(warnings))
 
 
-def add_guest_address(
-    args: argparse.Namespace, criteria: Dict[str, Any], shown: Dict[str, Any]
-) -> None:
-    """Add ``--vm-ip`` to the criteria: the address on either side.
+def add_guest_address(args: argparse.Namespace, flt: PacketFilter) -> PacketFilter:
+    """The filter with ``--vm-ip``: the address on either side.
 
-    :raises UsageProblem: together with ``--src-ip`` or ``--dst-ip``.
+    :raises UsageProblem: together with ``--src-ip``, ``--dst-ip`` or ``--filters-file``.
     """
     if not args.vm_ip:
-        return
+        return flt
     if args.src_ip or args.dst_ip:
         raise UsageProblem("--vm-ip cannot be combined with --src-ip or --dst-ip.")
-    criteria.update(src_ip=args.vm_ip.address, src_mask=args.vm_ip.mask, family=args.vm_ip.family)
-    used = [name for name in criteria["used"] if name != "NT_F_BIDIR"]
-    criteria["used"] = (*used, "NT_F_SRC_IP", "NT_F_BIDIR")
-    shown["vm_ip"] = str(args.vm_ip)
+    if args.filters_file is not None:
+        raise UsageProblem("--vm-ip cannot be combined with --filters-file.")
+    rule = flt.rules[0] if flt.rules else Rule()
+    rule = rule._replace(src_ip=(args.vm_ip,), bidir=True)
+    try:
+        rule.check()
+    except ValueError as error:
+        raise UsageProblem("{}.".format(str(error).replace("--src-ip", "--vm-ip"))) from None
+    return PacketFilter((rule,))
 
 
-def _vm_devices(args: argparse.Namespace, devices: Devices) -> List[Device]:
-    if args.vm and args.vm_interface:
+def named_devices(args: argparse.Namespace, devices: Devices) -> List[Device]:
+    """The devices of ``--vm`` or ``--vm-interface``, none if neither is given.
+
+    :raises UsageProblem: no such device or VM, or both options.
+    """
+    interfaces = getattr(args, "vm_interface", None)
+    if args.vm and interfaces:
         raise UsageProblem("give --vm or --vm-interface, not both.")
     if args.vm:
         found = guests.guest_devices(guests.find_guest(args.vm), devices)
@@ -97,8 +106,13 @@ def _vm_devices(args: argparse.Namespace, devices: Devices) -> List[Device]:
                 "VM '{}' has no tap device in this network namespace. See --netns.".format(args.vm)
             )
         return found
-    if args.vm_interface:
-        return devices.find_list(args.vm_interface)
+    return devices.find_list(interfaces) if interfaces else []
+
+
+def _vm_devices(args: argparse.Namespace, devices: Devices) -> List[Device]:
+    found = named_devices(args, devices)
+    if found:
+        return found
     taps = [device.name for device in devices if device.kind in _TAPS]
     hint = "Here are: {}.".format(", ".join(taps[:8])) if taps else "See 'ip link'."
     raise UsageProblem("no VM named: give --vm-interface NAME or --vm NAME. " + hint)

@@ -8,15 +8,17 @@ on request and lost by cause.
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple
 
 from ntools._loader import BpfObject
+from ntools.engine import filter as packet_filter
 from ntools.engine.lookups import Lookups
 from ntools.engine.places import Places
-from ntools.engine.run import Engine, filter_config
+from ntools.engine.run import Engine
 from ntools.errors import EnvironmentProblem, UsageProblem
 from ntools.host.devices import Device
 from ntools.model import flow, reasons
+from ntools.model.filter import PacketFilter
 from ntools.model.packet import PacketDecoder
 from ntools.output.jsonl import Writer
 
@@ -44,7 +46,7 @@ _LOST_EVENTS = ("ring_full", "perf_lost", "rate_limited", "group_full")
 class DropOptions:
     """What to look for, and how to show it.
 
-    :ivar criteria: packet filter, see :func:`ntools.engine.run.filter_config`.
+    :ivar filter: packets to take.
     :ivar group_by: names of :data:`DIMENSIONS`: a summary of rows; empty: events.
     :ivar only, without: drop reasons by name or pattern.
     :ivar locations: functions by name or pattern; packets dropped elsewhere are not wanted.
@@ -59,7 +61,7 @@ class DropOptions:
     :ivar explain: the summary tells how many drops each step of the filter refused.
     """
 
-    criteria: Mapping[str, Any]
+    filter: PacketFilter = PacketFilter()
     group_by: Tuple[str, ...] = ()
     only: Tuple[str, ...] = ()
     without: Tuple[str, ...] = ()
@@ -102,7 +104,7 @@ class DropEngine(Engine):
         self._stacks: Dict[bytes, List[Dict[str, Any]]] = {}
         self._sent_stacks: Dict[int, str] = {}
         self._before: Dict[Any, Tuple[int, int]] = {}
-        self.shown = self.hidden = self.after_count = 0
+        self.shown = self.hidden = self.after_count = self.narrowed = 0
         self._codes, self._sense = self._wanted_reasons()
         self._configure()
         note = self.lookups.symbols_note()
@@ -118,6 +120,7 @@ class DropEngine(Engine):
             self.obj.map("drop_devices").update((device.netns_inum, device.ifindex), 1)
         if self.counts_events:
             self._decode = _EventDecoder(self.obj)
+        packet_filter.fill(self.obj, self._options.filter)
         super().begin()
 
     def header(self) -> Dict[str, Any]:
@@ -164,12 +167,22 @@ class DropEngine(Engine):
                 "shown": self.shown,
                 "hidden": self.hidden,
                 "after_count": self.after_count,
+                **({"narrowed": self.narrowed} if self._narrow else {}),
             },
             "reasons": self._totals_by_reason(),
         }
         if self._options.explain:
             fields["explain"] = {name: n for name, n in steps.items() if name != "matched"}
         return fields
+
+    def narrow(self, flt: PacketFilter) -> None:
+        """See :meth:`Engine.narrow`."""
+        if not self.counts_events:
+            raise UsageProblem(
+                "a filter cannot be applied to this recording: it holds counts, not packets. "
+                "Record with --mode event."
+            )
+        super().narrow(flt)
 
     def state(self) -> Dict[str, Any]:
         """Events shown and hidden so far."""
@@ -208,8 +221,8 @@ class DropEngine(Engine):
             netns=options.netns,
             stacks=int(options.stacks),
             max_events=max(1, round(options.max_events * window_s)) if options.max_events else 0,
-            **filter_config(options.criteria, obj.types.enum("nt_filter_use")),
         )
+        packet_filter.prepare(obj, options.filter)
 
     def _wanted_reasons(self) -> Tuple[FrozenSet[int], str]:
         options = self._options
@@ -331,6 +344,9 @@ class DropEngine(Engine):
             self.after_count += 1
             return
         decode = self._decode
+        if self._narrow and not self._narrow.matches(decode.packet.packet(event)):
+            self.narrowed += 1
+            return
         location = event[decode.location]
         frames = self._frames(event[decode.stack][: event[decode.stack_bytes]], location)
         judged = self._judge(event[decode.reason], location, event[decode.facts])

@@ -22,13 +22,17 @@ from typing import (
 )
 
 from ntools._loader import BpfObject, MapView
+from ntools.engine import filter as packet_filter
 from ntools.engine.lookups import Lookups
-from ntools.engine.run import Engine, filter_config
+from ntools.engine.run import Engine
+from ntools.errors import UsageProblem
 from ntools.host.devices import Device
 from ntools.host.guests import MacSeed
 from ntools.host.uplink import Topology
 from ntools.model import flow, reasons, stages
+from ntools.model.filter import PacketFilter
 from ntools.model.hist import KernelHistogram, kernel_cells
+from ntools.model.packet import Packet
 
 if TYPE_CHECKING:  # records are made here and written by whoever runs us
     from ntools.output.jsonl import Writer
@@ -39,6 +43,15 @@ _VLAN_NONE = 0xFFFF
 _ANY_VLAN = _VLAN_NONE
 #: Rows of the ``by`` list; more ways to end than this are summed up by the kernel's counters only.
 _MAX_GROUPS = 1000
+#: Criteria of a filter that the record of a packet can answer.
+_KEPT = frozenset(
+    ("vlan", "eth_type", "family", "protocol", "src_ip", "dst_ip", "src_port", "dst_port",
+     "icmp_type")
+)  # fmt: skip
+_COUNTS_ONLY = (
+    "a filter cannot be applied to this recording: it holds counts, not packets. Record with "
+    "--details."
+)
 
 
 class FlightOptions(NamedTuple):
@@ -49,7 +62,7 @@ class FlightOptions(NamedTuple):
     :ivar only_uplink: packets from the VM end at an uplink only, not at the first device.
     :ivar threshold_ns: least total of a packet that is shown one by one.
     :ivar timeout_s: a flight that has not moved for so long gets its verdict.
-    :ivar criteria: as :func:`ntools.cli.filters.build` makes them.
+    :ivar filter: packets to take.
     """
 
     directions: Tuple[str, ...] = ("rx", "tx")
@@ -59,7 +72,7 @@ class FlightOptions(NamedTuple):
     threshold_ns: int = 0
     timeout_s: float = 1.0
     explain: bool = False
-    criteria: Dict[str, Any] = {"used": ()}
+    filter: PacketFilter = PacketFilter()
 
 
 class _Group(NamedTuple):
@@ -165,6 +178,7 @@ class FlightEngine(Engine):
         self._seen = {
             stages.from_symbol(row.point) for row in self.obj.report if row.attach is not None
         }
+        packet_filter.fill(self.obj, self._options.filter)
         self.obj.configure(enabled=1, entry_open=1)
 
     def channel(self) -> Optional[Any]:
@@ -203,7 +217,8 @@ class FlightEngine(Engine):
             self._fetch_graves(writer)
         epoch, self._epoch = self._epoch, self._epoch + 1
         self.obj.configure(epoch=self._epoch)
-        self._report_hists(writer, last, epoch)
+        if self._narrow is None:  # else these would be times of other packets, too
+            self._report_hists(writer, last, epoch)
         self._report_ends(writer, last)
 
     def stop(self) -> None:
@@ -235,6 +250,19 @@ class FlightEngine(Engine):
                 if count and index in names
             }
         return fields
+
+    def narrow(self, flt: PacketFilter) -> None:
+        """See :meth:`Engine.narrow`."""
+        if not self._details:
+            raise UsageProblem(_COUNTS_ONLY)
+        lacking = sorted(flt.used - _KEPT)
+        if lacking:
+            raise UsageProblem(
+                "--{} cannot be had from this recording: packets are kept without it.".format(
+                    lacking[0].replace("_", "-")
+                )
+            )
+        super().narrow(flt)
 
     def state(self) -> Dict[str, Any]:
         """Ends pronounced here, and their groups."""
@@ -273,8 +301,8 @@ class FlightEngine(Engine):
             flags=sum(flags[name] for name, on in wanted if on),
             threshold_ns=options.threshold_ns,
             epoch=self._epoch,
-            **filter_config(options.criteria, types.enum("nt_filter_use")),
         )
+        packet_filter.prepare(self.obj, options.filter)
 
     def _all_devices(self) -> Iterable[Device]:
         topology = self._topology
@@ -392,9 +420,11 @@ class FlightEngine(Engine):
         at = self._at
         if self._direction(record) not in self._options.directions:
             return  # a replay may ask for one of two
-        hops = self._hops(record)
         flow_of = self._flow(record)
-        vlan = record[at["vlan_id"]]
+        vlan = None if record[at["vlan_id"]] == _VLAN_NONE else record[at["vlan_id"]]
+        if self._narrow and not self._narrow.matches(Packet.from_flow(flow_of, vlan)):
+            return
+        hops = self._hops(record)
         peer = record[at["entry_ifindex" if record[at["direction"]] else "last_ifindex"]]
         fields: Dict[str, Any] = dict(flow_of.fields())
         fields.update(
@@ -406,7 +436,7 @@ class FlightEngine(Engine):
             next_stage=next_stage,
             len_bytes=record[at["len_bytes"]],
             segs=record[at["segs"]] or 1,
-            vlan_id=None if vlan == _VLAN_NONE else vlan,
+            vlan_id=vlan,
             icmp_seq=record[at["seq"]] if flow_of.has_echo else None,
             tcp_seq=record[at["seq"]] if flow_of.protocol == 6 else None,
             ip_id=record[at["ip_id"]] if flow_of.family else None,
@@ -486,6 +516,8 @@ class FlightEngine(Engine):
             else:
                 before = self._before.get(direction, {})
                 shown = {name: counts[name] - before.get(name, 0) for name in counts}
+            if self._narrow is not None:
+                continue
             writer.record(
                 "ends",
                 direction=direction,

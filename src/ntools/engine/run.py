@@ -32,9 +32,10 @@ from ntools.model.clock import ClockChange
 
 if TYPE_CHECKING:  # the engine makes records; who writes and keeps them is the command's business
     from ntools.engine.tape import Playback, Tape
+    from ntools.model.filter import PacketFilter
     from ntools.output.jsonl import Writer
 
-__all__ = ["Engine", "Limits", "drive", "filter_config", "ready_line", "replay"]
+__all__ = ["Engine", "Limits", "drive", "ready_line", "replay"]
 
 _NEVER = float("inf")
 _IDLE_S = 60.0
@@ -72,6 +73,7 @@ class Engine:
     def __init__(self, obj: Any, lookups: Optional[Lookups] = None) -> None:
         self.obj = obj
         self.lookups = HostLookups(obj.kernel) if lookups is None else lookups
+        self._narrow: "Optional[PacketFilter]" = None
         self._loss_names: List[str] = []
 
     def header(self) -> Dict[str, Any]:
@@ -106,6 +108,13 @@ class Engine:
 
     def finish(self, writer: "Writer") -> None:
         """Emit the records of what has no end; nothing new comes any more."""
+
+    def narrow(self, flt: "PacketFilter") -> None:
+        """Show only these packets: at replay, where the kernel has filtered already.
+
+        :raises UsageProblem: what was recorded are counts, or lacks what the filter asks for.
+        """
+        self._narrow = flt
 
     def totals(self) -> Dict[str, Any]:
         """Further fields of the summary."""
@@ -288,17 +297,6 @@ class _Live:
                 error_ns=change.error_ns,
                 step_ns=change.step_ns,
             )
-
-
-def filter_config(criteria: Mapping[str, Any], numbers: Mapping[str, int]) -> Dict[str, Any]:
-    """Config fields (``filter__...``) of packet criteria, for ``struct nt_filter``.
-
-    :param criteria: values by field; ``used`` holds names of ``enum nt_filter_use``.
-    :param numbers: that enum in the object in use.
-    """
-    config = {"filter__" + name: value for name, value in criteria.items() if name != "used"}
-    config["filter__used"] = sum(numbers[name] for name in criteria["used"])
-    return config
 
 
 def ready_line(obj: BpfObject) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 __all__ = [
+    "ARP_TYPES",
     "ICMP_PROTOCOLS",
+    "PORT_PROTOCOLS",
     "Flow",
     "Network",
     "address_text",
@@ -49,10 +51,12 @@ _PROTOCOLS: Dict[int, str] = {
 _PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOLS.items()}
 
 ICMP_PROTOCOLS: Tuple[int, int] = (1, 58)
-_WITH_PORTS = frozenset((6, 17, 33, 132, 136))
+#: Protocols with ports the parser reads.
+PORT_PROTOCOLS = frozenset((6, 17, 33, 132, 136))
 # Protocol and type of echo requests and replies.
 _ECHOES = frozenset(((1, 8), (1, 0), (58, 128), (58, 129)))
-_ARP_TYPES = frozenset((0x0806, 0x8035))
+#: EtherTypes with protocol addresses of IPv4.
+ARP_TYPES = frozenset((0x0806, 0x8035))
 
 _ETH_TYPES: Dict[int, str] = {
     0x0800: "ipv4",
@@ -128,7 +132,7 @@ class Flow(NamedTuple):
     @property
     def has_ports(self) -> bool:
         """Whether the ports are ports and were read."""
-        return self.protocol in _WITH_PORTS and bool(self.src_port or self.dst_port)
+        return self.protocol in PORT_PROTOCOLS and bool(self.src_port or self.dst_port)
 
     @property
     def has_icmp(self) -> bool:
@@ -159,7 +163,7 @@ class Flow(NamedTuple):
             fields["protocol"] = protocol_name(self.protocol)
         elif self.eth_type:
             fields["eth_type"] = eth_type_name(self.eth_type)
-        if self.family or self.eth_type in _ARP_TYPES:
+        if self.family or self.eth_type in ARP_TYPES:
             fields["src_ip"] = address_text(self.src)
             fields["dst_ip"] = address_text(self.dst)
         if self.has_ports:

@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
         help="only packets of these devices, NETNS/NAME for other namespaces")  # fmt: skip
     add("--netns", metavar="NAME|PATH|PID",
         help="only this network namespace; devices are looked up there (default: all)")  # fmt: skip
-    add("--type", "--eth-type", dest="eth_type", type=options.eth_type, metavar="TYPE",
-        help="only frames of this type: ipv4, ipv6, arp, lldp... or 0xXXXX")  # fmt: skip
+    add("--vm", metavar="NAME",
+        help="only packets of the interfaces of this VM: its name, UUID or process id")  # fmt: skip
     add("--normal", choices=("hide", "mark", "only", "show"), default="mark",
         help="frees that are no fault, such as queues emptied at close (mark)")  # fmt: skip
     options.add_filter(made)
@@ -75,25 +75,24 @@ def run(args: argparse.Namespace) -> int:
     from ntools.output.drop import DropView
 
     command = COMMANDS["drop"]
-    criteria, shown = filters.build(args)
-    if args.eth_type is not None:
-        criteria.update(eth_proto=args.eth_type, used=(*criteria["used"], "NT_F_ETH_PROTO"))
+    flt = session.learn_filter(args, lambda: filters.build(args))
+    shown = flt.shown()
     group_by = _group_by(args)
     here, netns, devices = session.learn(
         args, "where", lambda: _where(args), _where_fields, _where_from_fields
     )
-    for name in ("reason", "not_reason", "location", "interface", "netns", "normal"):
+    for name in (
+        "reason", "not_reason", "location", "interface", "vm", "netns", "normal", "filters_file"
+    ):  # fmt: skip
         if getattr(args, name):
             shown[name] = getattr(args, name)
     if netns:
         shown["netns_inum"] = netns
-    if args.eth_type is not None:
-        shown["eth_type"] = "0x{:04x}".format(args.eth_type)
     overhead = command.overhead["summary" if group_by else "events"]
     with session.open_object(args, "drop") as obj:
         obj.need(*command.needed)
         engine = DropEngine(obj, DropOptions(
-            criteria=criteria, group_by=group_by, only=args.reason, without=args.not_reason,
+            filter=flt, group_by=group_by, only=args.reason, without=args.not_reason,
             locations=args.location, netns=netns, devices=tuple(devices), normal=args.normal,
             stacks=not args.no_stack_trace, max_events=args.rate_limit,
             count=0 if group_by else args.count, top=args.top or _TOP,
@@ -142,14 +141,24 @@ def _group_by(args: argparse.Namespace) -> Tuple[str, ...]:
 
 def _where(args: argparse.Namespace) -> Tuple[int, int, List[Any]]:
     """(own namespace, inode number of the wanted namespace or 0, wanted devices)."""
-    from ntools.host.devices import Devices
+    from ntools.host.devices import MAX_DEVICES, Devices
     from ntools.host.netns import current_netns
 
-    if not args.interface and not args.netns:
-        return current_netns(), 0, []
+    here = current_netns()
+    if not args.interface and not args.netns and not args.vm:
+        return here, 0, []
     devices = Devices.snapshot(args.netns)
     found = devices.find_list(args.interface) if args.interface else []
-    return current_netns(), (devices.netns_inum if args.netns else 0), found
+    if args.vm:
+        from ntools.cli import vm
+        from ntools.errors import UsageProblem
+
+        found = list(dict.fromkeys(found + vm.named_devices(args, devices)))
+        if len(found) > MAX_DEVICES:
+            raise UsageProblem(
+                "{} devices named, at most {} are possible.".format(len(found), MAX_DEVICES)
+            )
+    return here, (devices.netns_inum if args.netns else 0), found
 
 
 def _where_fields(where: Tuple[int, int, List[Any]]) -> Any:

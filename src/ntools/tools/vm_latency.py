@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from ntools.engine.run import Limits
 
     command = COMMANDS["vm-latency"]
-    criteria, shown = filters.build(args)
-    vm.add_guest_address(args, criteria, shown)
+    flt = session.learn_filter(args, lambda: vm.add_guest_address(args, filters.build(args)))
     place = session.learn(
         args, "place", lambda: vm.locate(args), vm.Place.fields, vm.Place.from_fields
     )
@@ -70,7 +69,11 @@ def run(args: argparse.Namespace) -> int:
         obj.want(*command.wanted)
         if args.max_flights:
             obj.resize("flights", args.max_flights)
-        shown.update(vm_interface=args.vm_interface, direction=args.direction)
+        shown = dict(flt.shown(), vm_interface=args.vm_interface, direction=args.direction)
+        if args.vm_ip:
+            shown["vm_ip"] = str(args.vm_ip)
+        if args.filters_file is not None:
+            shown["filters_file"] = args.filters_file
         if args.dry_run:
             from ntools.cli import plan
 
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             threshold_ns=int(args.latency_ms * 1e6),
             timeout_s=args.timeout_ms / 1e3,
             explain=args.explain,
-            criteria=criteria,
+            filter=flt,
         )
         app.warn(args, place.warnings)
         view = View(place.topology.description, args.histogram, args.explain)
