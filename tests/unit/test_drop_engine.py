@@ -192,7 +192,7 @@ def test_table_makes_the_maps_it_needs():
     sets = {"nt_tables": 1, "nt_prefixes": 1}
     assert obj.sizes == {"drop_groups": 512, "events": 1, "drop_stacks": 1, **sets}
     _, obj, _, _ = make()
-    assert obj.sizes == {"drop_groups": 1, "drop_stacks": 1}
+    assert obj.sizes == {"drop_groups": 1, "drop_stacks": 1, **sets}
 
 
 # -- events

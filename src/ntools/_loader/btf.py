@@ -7,7 +7,20 @@ need, so that a program that cannot be relocated is not even tried.
 """
 
 import struct
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from functools import wraps
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+    TypeVar,
+    cast,
+)
 
 __all__ = ["Field", "StructType", "Types", "relocation_roots"]
 
@@ -24,6 +37,23 @@ _INT_FORMAT = {
 }  # fmt: skip
 #: CO-RE relocations that need the struct of a field: its offset, size, sign and shifts.
 _READS_FIELD = (0, 1, 3, 4, 5)
+#: Bounds of a struct shared with Python, so that a damaged file costs no memory to speak of.
+_MAX_BYTES, _MAX_FIELDS, _MAX_DEPTH = 1 << 20, 4096, 32
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _damage_is_value_error(method: _Method) -> _Method:
+    """What reading outside of the tables raises, as the one error callers know."""
+
+    @wraps(method)
+    def call(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
+            raise ValueError("damaged BTF: {}".format(error)) from None
+
+    return cast(_Method, call)
 
 
 class Field(NamedTuple):
@@ -61,6 +91,8 @@ class StructType:
         if size > position:
             layout += "{}x".format(size - position)
         self.codec = struct.Struct(layout)
+        if not self.codec.size == size <= _MAX_BYTES:
+            raise ValueError("struct '{}' has an impossible layout".format(name))
 
     def index(self, name: str) -> int:
         """Position of a field in the decoded tuples."""
@@ -82,9 +114,10 @@ class StructType:
 class Types:
     """The types in one BTF blob (no split BTF).
 
-    :raises ValueError: the blob is not BTF.
+    :raises ValueError: the blob is not BTF, here or where what is damaged is first used.
     """
 
+    @_damage_is_value_error
     def __init__(self, blob: bytes) -> None:
         magic, _, _, header, type_at, type_len, text_at, text_len = struct.unpack_from(
             "<HBBIIIII", blob
@@ -111,10 +144,12 @@ class Types:
             self._types.append((name, kind, vlen, info >> 31, size, position))
             position += _TAIL_FIXED.get(kind, _TAIL_EACH.get(kind, 0) * vlen)
 
+    @_damage_is_value_error
     def text(self, offset: int) -> str:
         """String at an offset of the string section."""
         return self._text[offset : self._text.index(b"\0", offset)].decode()
 
+    @_damage_is_value_error
     def struct(self, name: str) -> StructType:
         """Layout of ``struct name``.
 
@@ -124,6 +159,7 @@ class Types:
             self._structs[name] = self._layout(self._by_name[name])
         return self._structs[name]
 
+    @_damage_is_value_error
     def enum(self, name: str) -> Dict[str, int]:
         """Enumerator name -> value."""
         _, kind, vlen, _, _, position = self._types[self._by_name[name]]
@@ -132,6 +168,7 @@ class Types:
         members = (struct.unpack_from("<Ii", self._blob, position + 8 * i) for i in range(vlen))
         return {self.text(label): value for label, value in members}
 
+    @_damage_is_value_error
     def named(self, start: str) -> Tuple[List[StructType], Dict[str, Dict[str, int]]]:
         """Structs and enums whose names begin so; those that cannot be decoded are left out."""
         structs, enums = [], {}
@@ -148,6 +185,7 @@ class Types:
                     continue
         return structs, enums
 
+    @_damage_is_value_error
     def manifest(self) -> Dict[str, Tuple[str, str]]:
         """Members of ``nt_manifest``: name -> ("struct" or "enum", type name)."""
         found = {}
@@ -157,6 +195,7 @@ class Types:
                 found[label] = ("struct" if kind == _STRUCT else "enum", self.text(name))
         return found
 
+    @_damage_is_value_error
     def map_types(self, map_name: str) -> Tuple[Optional[StructType], Optional[StructType]]:
         """Key and value type of a map, from its BTF definition; None for what it leaves out.
 
@@ -174,10 +213,12 @@ class Types:
         """Names of the functions, in the order of the source."""
         return [self.text(name) for name, kind, _, _, _, _ in self._types if kind == _FUNC]
 
+    @_damage_is_value_error
     def name(self, type_id: int) -> str:
         """Name of a type by id, "" if it has none."""
         return self.text(self._types[type_id][0])
 
+    @_damage_is_value_error
     def root_name(self, type_id: int) -> str:
         """Name of a struct or union by id, without its ``___flavour``; "" for other kinds."""
         name, kind = self._types[self._resolve(type_id)][:2]
@@ -192,9 +233,11 @@ class Types:
         return StructType("", struct.calcsize("<" + text), [Field("value", 0, text, element)])
 
     def _resolve(self, type_id: int) -> int:
-        while self._types[type_id][1] in _ALIASES:
+        for _ in self._types:
+            if self._types[type_id][1] not in _ALIASES:
+                return type_id
             type_id = self._types[type_id][4]
-        return type_id
+        raise ValueError("damaged BTF: a type is an alias of itself")
 
     def _members(self, type_id: int) -> List[Tuple[str, int, int]]:
         """(name, type id, bit offset) of a struct or union."""
@@ -207,15 +250,17 @@ class Types:
             members.append((self.text(name), member, offset & 0xFFFFFF if flag else offset))
         return members
 
-    def _layout(self, type_id: int) -> StructType:
+    def _layout(self, type_id: int, depth: int = 0) -> StructType:
         name, kind, _, _, size, _ = self._types[type_id]
+        if depth > _MAX_DEPTH:
+            raise ValueError("struct '{}' is nested too deep".format(self.text(name)))
         if kind != _STRUCT:
             raise ValueError("'{}' is not a struct".format(self.text(name)))
         fields: List[Field] = []
         for label, member, bits in self._members(type_id):
             member = self._resolve(member)
             if self._types[member][1] == _STRUCT:
-                for inner in self._layout(member).fields:
+                for inner in self._layout(member, depth + 1).fields:
                     fields.append(
                         inner._replace(
                             name="{}__{}".format(label, inner.name),
@@ -225,32 +270,43 @@ class Types:
             else:
                 text, element = self._scalar(member)
                 fields.append(Field(label, bits // 8, text, element))
+            if len(fields) > _MAX_FIELDS:
+                raise ValueError("struct '{}' has too many fields".format(self.text(name)))
         return StructType(self.text(name), size, fields)
 
-    def _scalar(self, type_id: int) -> Tuple[str, str]:
+    def _scalar(self, type_id: int, depth: int = 0) -> Tuple[str, str]:
         """(format, element format) of a number, enum, pointer or array."""
         _, kind, _, flag, size, position = self._types[type_id]
         if kind == _INT:
             encoding = struct.unpack_from("<I", self._blob, position)[0]
-            return _INT_FORMAT[size, bool(encoding >> 24 & 1)], ""
+            return _int_format(size, bool(encoding >> 24 & 1)), ""
         if kind == _PTR:
             return "Q", ""
         if kind in (_ENUM, _ENUM64):
-            return _INT_FORMAT[size, bool(flag)], ""
-        if kind == _ARRAY:
+            return _int_format(size, bool(flag)), ""
+        if kind == _ARRAY and depth <= _MAX_DEPTH:
             element, _, count = struct.unpack_from("<III", self._blob, position)
             element = self._resolve(element)
             if self._types[element][1] == _STRUCT:
                 return "{}s".format(self._types[element][4] * count), ""
-            text, _ = self._scalar(element)
+            text, _ = self._scalar(element, depth + 1)
             return "{}s".format(struct.calcsize("<" + text) * count), text
         raise ValueError("type of kind {} in a shared struct".format(kind))
 
 
+def _int_format(size: int, signed: bool) -> str:
+    try:
+        return _INT_FORMAT[size, signed]
+    except KeyError:
+        raise ValueError("number of {} bytes in a shared struct".format(size)) from None
+
+
+@_damage_is_value_error
 def relocation_roots(types: Types, ext: bytes) -> Dict[str, Set[str]]:
     """Kernel structs each program reads fields of, from ``.BTF.ext``.
 
     :return: program -> struct names; programs that read none may be left out.
+    :raises ValueError: the tables are damaged.
     """
     if (
         len(ext) < 32 or struct.unpack_from("<HBBI", ext)[3] < 32
@@ -264,7 +320,7 @@ def relocation_roots(types: Types, ext: bytes) -> Dict[str, Set[str]]:
     for section, records in _ext_records(ext, 24, "<IIII"):
         for place, type_id, _, kind in records:
             if kind in _READS_FIELD:
-                program = [name for start, name in starts[section] if start <= place][-1]
+                program = [name for start, name in starts.get(section, ()) if start <= place][-1]
                 roots.setdefault(program, set()).add(types.root_name(type_id))
     for needed in roots.values():
         needed.discard("")
@@ -279,6 +335,8 @@ def _ext_records(ext: bytes, at: int, form: str) -> Iterator[Tuple[int, List[Tup
     end = position + length
     size = struct.unpack_from("<I", ext, position)[0]
     position += 4
+    if size < struct.calcsize(form):
+        raise ValueError("damaged BTF: records of {} bytes".format(size))
     while position < end:
         section, count = struct.unpack_from("<II", ext, position)
         position += 8

@@ -22,12 +22,18 @@ def sections(data: bytes) -> Dict[str, bytes]:
             for index in range(count)
         ]
         _, _, start, size = headers[names_index]
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise ValueError("ELF file is cut short") from None
     names = data[start : start + size]
     found = {}
+    room = len(data)
     for name, kind, offset, length in headers:
-        label = names[name : names.index(b"\0", name)].decode()
-        if label and kind != 8:  # 8: occupies no space in the file
-            found[label] = data[offset : offset + length]
+        end = names.find(b"\0", name)
+        if kind == 8 or end <= name:  # 8: occupies no space in the file
+            continue
+        # Sections do not overlap: more bytes than the file has are no file a compiler made.
+        room -= length
+        if room < 0 or offset + length > len(data):
+            raise ValueError("ELF file is cut short")
+        found[names[name:end].decode("utf-8", "replace")] = data[offset : offset + length]
     return found

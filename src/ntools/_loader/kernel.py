@@ -21,6 +21,9 @@ FEATURES = ("ringbuf", "batch")
 
 _BTF_DIR = "/sys/kernel/btf"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
+_BTF_MAGIC = b"\x9f\xeb"
+_BTF_HEADER_BYTES = 24
+_MAX_BTF_BYTES = 256 << 20
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 
 
@@ -56,13 +59,12 @@ class KernelFacts:
     def core_btf(self) -> bytes:
         """Type information that relocates objects: the given file's or the kernel's.
 
-        :raises EnvironmentProblem: there is none.
+        :raises EnvironmentProblem: there is none, or the file is something else.
         """
         if self._core is None:
             path = self.btf_path or _BTF_DIR + "/vmlinux"
             try:
-                with open(path, "rb") as file:
-                    self._core = file.read()
+                self._core = _read_btf(path)
             except OSError as error:
                 if self.btf_path:
                     raise EnvironmentProblem(
@@ -73,7 +75,7 @@ class KernelFacts:
                         self.release, path
                     )
                 ) from None
-            if self._core[:2] != b"\x9f\xeb":
+            if not self._core:
                 self._core = None
                 raise EnvironmentProblem(
                     "'{}' is not a BTF file. Give raw BTF, as in {}/vmlinux.".format(path, _BTF_DIR)
@@ -168,9 +170,9 @@ class KernelFacts:
     @property
     def capabilities(self) -> int:
         """Effective capabilities of this process, bit by bit."""
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", "rb") as file:  # its first line is the name of the process
             for line in file:
-                if line.startswith("CapEff:"):
+                if line.startswith(b"CapEff:"):
                     return int(line.split()[1], 16)
         return 0
 
@@ -237,6 +239,19 @@ def refused_by_environment() -> FrozenSet[str]:
     return frozenset(wished)
 
 
+def _read_btf(path: str) -> bytes:
+    """Contents of a file of type information; empty if it is something else.
+
+    A name may stand for a device without end: nothing is read that does not begin like BTF.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_BTF_HEADER_BYTES)
+        if head[:2] != _BTF_MAGIC or len(head) < _BTF_HEADER_BYTES:
+            return b""
+        blob = head + file.read(_MAX_BTF_BYTES)
+    return blob if _text_section(blob)[1] <= len(blob) else b""
+
+
 def _text_section(blob: bytes) -> Tuple[int, int]:
     """(start, end) of the string section."""
     header = struct.unpack_from("<I", blob, 4)[0]
@@ -263,7 +278,10 @@ def _enum_in(blob: bytes, enum: str, base: bytes = b"") -> Dict[int, str]:
     """Enumerators of ``enum`` in a BTF blob; ``base``: the BTF it is split from.
 
     Split BTF continues the string offsets of its base, and uses the strings of the base too.
+    Of a damaged blob the answer is as likely to be empty as wrong.
     """
+    if len(blob) < _BTF_HEADER_BYTES:
+        return {}
     start, end = _text_section(blob)
     base_start, base_end = _text_section(base) if base else (0, 0)
     shift = base_end - base_start
@@ -274,10 +292,10 @@ def _enum_in(blob: bytes, enum: str, base: bytes = b"") -> Dict[int, str]:
     (header,) = struct.unpack_from("<I", blob, 4)
     first = header + struct.unpack_from("<I", blob, 8)[0]
     for name in names:
-        pattern = struct.pack("<I", name)
+        pattern = struct.pack("<I", name & 0xFFFFFFFF)
         position = blob.find(pattern, first, start)
         while position >= 0:
-            if (position - first) % 4 == 0:
+            if (position - first) % 4 == 0 and position + 12 <= len(blob):
                 found = _members(blob, position, (start - shift, end), base, (base_start, base_end))
                 if found:
                     return found
@@ -306,7 +324,7 @@ def _members(
         )
         text, (zero, end) = (base, other) if offset < other[1] - other[0] else (blob, own)
         at = zero + offset
-        if not offset or at >= end or text[at - 1]:
+        if not offset or not 0 < at < min(end, len(text)) or text[at - 1]:
             return {}
-        names.setdefault(value, text[at : text.index(b"\0", at)].decode())
+        names.setdefault(value, text[at : text.find(b"\0", at)].decode("utf-8", "replace"))
     return names

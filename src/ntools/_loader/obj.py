@@ -274,14 +274,14 @@ class BpfObject:
     def _open(self) -> Any:
         options = ffi.new("struct bpf_object_open_opts *")
         options.sz = ffi.sizeof("struct bpf_object_open_opts")
-        keep = [ffi.new("char[]", (self.kernel.btf_path or "").encode()), None]
+        keep = [ffi.new("char[]", os.fsencode(self.kernel.btf_path or "")), None]
         if self.kernel.btf_path:
             options.btf_custom_path = keep[0]
         keep[1] = ffi.from_buffer("char[]", self._log)
         options.kernel_log_buf = keep[1]
         options.kernel_log_size = _LOG_BYTES
         self._library.forget()
-        handle = self._library.c.bpf_object__open_file(self.path.encode(), options)
+        handle = self._library.c.bpf_object__open_file(os.fsencode(self.path), options)
         if failed(handle):
             raise LoadFailed(
                 "cannot open object '{}': {}.".format(self.path, error_text(ffi.errno))

@@ -29,6 +29,7 @@ _PAGES = 64
 _HEAD_AT = 1024  # and the position of the reader behind it
 _HEADER = struct.Struct("<IHH")
 _LOST_BODY = struct.Struct("<QQ")
+_LOST_BYTES = 8 + _LOST_BODY.size
 
 
 class PerfChannel(Channel):
@@ -102,17 +103,23 @@ class PerfChannel(Channel):
         self._barrier()
         data, size = ring.data, ring.size
         wanted = self.record.size
+        least = 8 + 4 + wanted
         found = []
+        if head - tail > size or head % 8 or tail % 8:
+            tail = head  # no positions of a ring: begin anew where the kernel is
         while tail < head:
             at = tail % size
             kind, _, length = _HEADER.unpack_from(data, at)
+            if length < 8 or length % 8 or tail + length > head:
+                tail = head  # these bytes are no records, and nothing tells where one begins
+                break
             body = data[at + 8 : at + length]
             if at + length > size:  # across the end: the area is mapped once
                 body = memoryview(bytes(body) + bytes(data[: at + length - size]))
-            if kind == _SAMPLE:
+            if kind == _SAMPLE and length >= least:
                 payload = bytes(body[4 : 4 + wanted])
                 found.append((b"\0" * 8 + payload).ljust(self.stride, b"\0"))
-            elif kind == _LOST:
+            elif kind == _LOST and length >= _LOST_BYTES:
                 self.lost += _LOST_BODY.unpack_from(body)[1]
             tail += length
         self._barrier()

@@ -31,6 +31,7 @@ class RingChannel(Channel):
         super().__init__(record)
         self.fd = fd
         self._size = record.size
+        self._capacity = capacity
         self._mask = capacity - 1
         page = mmap.PAGESIZE
         if pages is None:
@@ -60,20 +61,22 @@ class RingChannel(Channel):
         position = self._consumer_at[0]
         end = self._producer_at[0]
         self._barrier()
-        while position < end:
+        if end - position > self._capacity or position % 8:
+            return  # no positions of a ring buffer
+        while end - position >= 8:
             start = position & self._mask
             count = min((end - position) // self.stride, _BATCH)
             span = count * self.stride
             headers = self._words[start // 4 : (start + span) // 4 : self.stride // 4].tolist()
             if headers.count(self._size) != count:
                 count = next(i for i, word in enumerate(headers) if word != self._size)
-                if not count:
-                    word = headers[0]
-                    if word & _BUSY or not word & _DISCARDED:
-                        return
-                    position += 8 + (((word & ~_DISCARDED) + 7) & ~7)
-                    self._consumer_at[0] = position
-                    continue
+            if not count:  # another word, or less room than one of our records takes
+                word = self._words[start // 4]
+                following = position + 8 + (((word & ~_DISCARDED) + 7) & ~7)
+                if word & _BUSY or not word & _DISCARDED or following > end:
+                    return
+                self._consumer_at[0] = position = following
+                continue
             self._barrier()
             span = count * self.stride
             yield self._data[start : start + span]

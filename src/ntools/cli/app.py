@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, List, Optional
 
 from ntools.errors import NtoolsError, UsageProblem
 
-__all__ = ["Parser", "run", "warn"]
+__all__ = ["Parser", "run", "say", "warn"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,13 +21,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Print the one line and leave with status 2."""
-        self.exit(2, "{0}: {1}. See '{0} --help'.\n".format(self.prog, message.rstrip(".")))
+        say("{0}: {1}. See '{0} --help'.".format(self.prog, message.rstrip(".")))
+        self.exit(2)
+
+    def _get_values(self, action: argparse.Action, arg_strings: List[str]) -> Any:
+        # Python before 3.13 makes an empty list of the value in '--count=--'.
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "'--' is not a value")
+        return super()._get_values(action, arg_strings)
+
+
+def say(line: str) -> None:
+    """A line on stderr. Names and values in it may hold anything: none moves the cursor."""
+    from ntools.output.stream import printable
+
+    print(printable(line), file=sys.stderr)
 
 
 def warn(args: argparse.Namespace, lines: Iterable[str]) -> None:
     """One warning per line on stderr."""
     for line in lines:
-        print("{}: warning: {}".format(args.command, line), file=sys.stderr)
+        say("{}: warning: {}".format(args.command, line))
 
 
 def run(
@@ -52,21 +66,21 @@ def run(
             args.tape = Tape()
         return body(args)
     except NtoolsError as error:
-        print("{}: {}".format(options.prog, error), file=sys.stderr)
+        say("{}: {}".format(options.prog, error))
         log = getattr(error, "log", "")
         if log and args.verbose > 1:
-            print(log, file=sys.stderr)
+            for line in log.splitlines():
+                say(line)
         return error.exit_status
     except KeyboardInterrupt:
         return 0
     except Exception as error:  # the one place: a bug must not show a traceback to an operator
         if os.environ.get("NTOOLS_DEBUG"):
             raise
-        print(
+        say(
             "{}: internal error: {}: {}. Please report it; NTOOLS_DEBUG=1 shows where.".format(
                 options.prog, type(error).__name__, error
-            ),
-            file=sys.stderr,
+            )
         )
         return 1
 

@@ -170,10 +170,7 @@ def seconds(least: float) -> Callable[[str], float]:
     """Type of an option in seconds, at least ``least``."""
 
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
+        value = _float(text)
         if not least <= value <= 1e9:
             raise argparse.ArgumentTypeError(
                 "'{}' is not a number of seconds of at least {:g}".format(text, least)
@@ -194,10 +191,7 @@ def timeout_ms(text: str) -> float:
 
 
 def _ms(text: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _float(text)
     if not least <= value <= most:
         raise argparse.ArgumentTypeError(
             "'{}' is not a number of milliseconds from {:g} to {:g}".format(text, least, most)
@@ -205,9 +199,22 @@ def _ms(text: str, least: float, most: float) -> float:
     return value
 
 
+def _float(text: str) -> float:
+    """A plain decimal number; -1 if it is none. float() also takes other scripts' digits."""
+    try:
+        return -1.0 if set(text) - set("0123456789.eE+-") else float(text)
+    except ValueError:
+        return -1.0
+
+
+def _whole(text: str, least: int, most: int) -> bool:
+    """Whether a text is a plain decimal number in a range."""
+    return text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most
+
+
 def positive(text: str) -> int:
     """Type of an option that counts."""
-    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+    if not _whole(text, 1, (1 << 31) - 1):
         raise argparse.ArgumentTypeError("'{}' is not a positive number".format(text))
     return int(text)
 
@@ -216,7 +223,7 @@ def number(least: int, most: int) -> Callable[[str], int]:
     """Type of an option with a whole number in a range."""
 
     def convert(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
+        if not _whole(text, least, most):
             raise argparse.ArgumentTypeError(
                 "'{}' is not a number from {} to {}".format(text, least, most)
             )

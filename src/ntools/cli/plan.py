@@ -16,7 +16,11 @@ def print_plan(obj: "BpfObject", filters: Mapping[str, Any], overhead: str) -> N
     :param filters: as in the header record: name -> value.
     :param overhead: overhead class of the chosen mode.
     """
-    print("\n".join(plan_lines(obj, filters, overhead)))
+    import sys
+
+    from ntools.output.stream import LineStream, printable
+
+    LineStream(sys.stdout).write([printable(line) for line in plan_lines(obj, filters, overhead)])
 
 
 def plan_lines(obj: "BpfObject", filters: Mapping[str, Any], overhead: str) -> List[str]:

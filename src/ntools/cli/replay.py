@@ -6,9 +6,9 @@ import contextlib
 import io
 import os
 import struct
-import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from ntools.cli import app
 from ntools.errors import RecordingProblem, UsageProblem
 
 __all__ = ["run", "window"]
@@ -35,7 +35,7 @@ def run(
     """
     try:
         options = _arguments(parser, args)
-        print(_introduction(options.playback.header), file=sys.stderr)
+        app.say(_introduction(options.playback.header))
         return body(options)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
             struct.error) as error:  # fmt: skip

@@ -81,7 +81,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if words and words[0] in commands.COMMANDS:
         return _run_command(commands.COMMANDS[words[0]], words[1:])
     if words and not words[0].startswith("-") and words[0] not in _ACTIONS:
-        print("ntools: {}".format(_unknown(words[0])), file=sys.stderr)
+        app.say("ntools: {}".format(_unknown(words[0])))
         return UsageProblem.exit_status
     return app.run(parser, _body, argv)
 
@@ -275,13 +275,13 @@ def _wrapped(head: str, text: str) -> List[str]:
 def _print_json(document: Any) -> int:
     import json
 
-    return _print([json.dumps(document, indent=2)])
+    return _print(json.dumps(document, indent=2).split("\n"))
 
 
 def _print(lines: Iterable[str]) -> int:
-    from ntools.output.stream import LineStream
+    from ntools.output.stream import LineStream, printable
 
-    LineStream(sys.stdout).write(lines)
+    LineStream(sys.stdout).write([printable(line) for line in lines])
     return 0
 
 

@@ -273,10 +273,7 @@ def parse_mac(text: str) -> bytes:
     :raises ValueError: anything else.
     """
     parts = text.replace("-", ":").split(":")
-    digits = "0123456789abcdef"
-    if len(parts) != 6 or not all(
-        0 < len(part) < 3 and all(char in digits for char in part.lower()) for part in parts
-    ):
+    if len(parts) != 6 or not all(0 < len(part) < 3 and _is_hex(part) for part in parts):
         raise _not("a MAC address", text)
     return bytes(int(part, 16) for part in parts)
 
@@ -318,10 +315,8 @@ def parse_eth_type(text: str) -> int:
     name = text.lower()
     if name in _ETH_TYPE_NUMBERS:
         return _ETH_TYPE_NUMBERS[name]
-    try:
-        number = int(name, 16) if name.startswith("0x") else -1
-    except ValueError:
-        number = -1
+    digits = name[2:] if name.startswith("0x") else ""
+    number = int(digits, 16) if 0 < len(digits) < 9 and _is_hex(digits) else -1
     if not 0 <= number <= 0xFFFF:
         names = ", ".join(sorted(_ETH_TYPE_NUMBERS))
         raise ValueError(f"'{text}' is not a frame type ({names}, or such as 0x88b5)")
@@ -342,6 +337,11 @@ def _is_decimal(text: str, highest: int) -> bool:
         and len(text) < 10
         and int(text) <= highest
     )
+
+
+def _is_hex(text: str) -> bool:
+    """Whether these are plain hexadecimal digits, which is less than int() takes."""
+    return all(char in "0123456789abcdefABCDEF" for char in text)
 
 
 def _not(what: str, text: str) -> ValueError:

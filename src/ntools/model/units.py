@@ -9,6 +9,7 @@ __all__ = ["parse_size", "parse_time", "size_text", "time_text"]
 
 _SIZES: Dict[str, int] = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TIMES: Dict[str, int] = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
+_MOST_DIGITS = 40  # more than any size or time needs, and none that int() refuses
 
 
 def parse_size(text: str) -> int:
@@ -63,7 +64,8 @@ def _scaled(text: str, number: str, factor: Optional[int], words: Tuple[str, str
     what, units, example = words
     whole, dot, part = number.partition(".")
     digits = whole + part
-    if not (digits.isdigit() and digits.isascii() and whole and bool(dot) == bool(part)):
+    plain = text.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS
+    if not (plain and whole and bool(dot) == bool(part)):
         raise ValueError(f"'{text}' is not {what}; an example is {example}")
     if factor is None:
         raise ValueError(f"'{text}': {what} needs a unit ({units}); an example is {example}")
