@@ -18,6 +18,8 @@
 #include "nt_channel.h"
 #include "nt_drop.h"
 #include "nt_filter.h"
+#include "nt_guard.h"
+#include "nt_identity.h"
 #include "nt_parse.h"
 
 static __always_inline void nt_drop_count(__u32 step)
@@ -216,28 +218,12 @@ static __always_inline int nt_drop_refused(const struct nt_drop_cfg *cfg, const 
 	return 1;
 }
 
-/* Events per window of time, all CPUs together; CPUs that look at once may exceed it a little. */
-static __always_inline int nt_drop_rate(const struct nt_drop_cfg *cfg, __u64 now)
+/* The same number for the same packet, as far as it is the same on the wire. */
+static __always_inline __u64 nt_drop_identity(const struct nt_pkt *pkt)
 {
-	__u64 number = now >> NT_DROP_WINDOW;
-	struct nt_drop_window *window;
-	__u32 zero = 0;
+	__u64 own = nt_mix(nt_mix(NT_MIX_B, pkt->ip_id), pkt->seq);
 
-	if (!cfg->max_events)
-		return 0;
-	window = bpf_map_lookup_elem(&drop_window, &zero);
-	if (!window)
-		return 0;
-	if (window->number != number) {
-		window->number = number;
-		window->events = 0;
-	}
-	if (window->events >= cfg->max_events) {
-		nt_lost(NT_LOSS_RATE_LIMITED);
-		return 1;
-	}
-	__sync_fetch_and_add(&window->events, 1);
-	return 0;
+	return nt_key_of(&pkt->tuple, nt_mix(own, pkt->payload));
 }
 
 static __always_inline void nt_drop_emit(void *ctx, const struct nt_drop_cfg *cfg,
@@ -248,7 +234,7 @@ static __always_inline void nt_drop_emit(void *ctx, const struct nt_drop_cfg *cf
 	__u64 id;
 	long bytes = 0;
 
-	if (nt_drop_rate(cfg, d->now))
+	if (!NT_GUARD_PASS(&cfg->guard, d->now, nt_drop_identity(&d->pkt)))
 		return;
 	e = NT_RESERVE(events);
 	if (!e)
@@ -396,7 +382,7 @@ static __always_inline void nt_drop_handle(__u64 *ctx, const int direct,
 		nt_pkt_init(&d->pkt, 0);
 		d->pkt.flags = NT_PKT_FAULT;
 	}
-	if (nt_drop_refused(cfg, &d->pkt))
+	if (nt_drop_refused(cfg, &d->pkt) || nt_guard_counts(&cfg->guard, &d->pkt.tuple))
 		return;
 	d->len = NT_GET(skb, len);
 	nt_drop_facts(skb, direct, d);
@@ -419,6 +405,8 @@ NT_TRACE(free_drop, kfree_skb, struct sk_buff *, skb, void *, location)
 	if (!cfg || !cfg->enabled || !skb)
 		return 0;
 	now = bpf_ktime_get_ns();
+	if (nt_guard_asleep(&cfg->guard, now))
+		return 0;
 	nt_drop_count(NT_STEP_SEEN);
 	if (nt_reason_refused(cfg, nt_drop_reason(ctx))) {
 		nt_drop_count(NT_STEP_REASON);

@@ -20,16 +20,21 @@
 #include "nt_channel.h"
 #include "nt_filter.h"
 #include "nt_flight.h"
+#include "nt_guard.h"
 #include "nt_hist.h"
 #include "nt_identity.h"
 #include "nt_parse.h"
 
-static __always_inline struct nt_flight_cfg *nt_config(void)
+/* The configuration while the run is on and its user space alive, and the time; else 0. */
+static __always_inline struct nt_flight_cfg *nt_awake(__u64 *now)
 {
 	__u32 zero = 0;
 	struct nt_flight_cfg *cfg = bpf_map_lookup_elem(&nt_cfg, &zero);
 
-	return cfg && cfg->enabled ? cfg : 0;
+	if (!cfg || !cfg->enabled)
+		return 0;
+	*now = bpf_ktime_get_ns();
+	return nt_guard_asleep(&cfg->guard, *now) ? 0 : cfg;
 }
 
 static __always_inline void nt_count(void *counters, __u32 index)
@@ -107,6 +112,8 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 	struct nt_flight *e;
 
 	if (f->last_ns - f->start_ns < cfg->threshold_ns)
+		return;
+	if (!NT_GUARD_PASS(&cfg->guard, f->last_ns, nt_key_of(&f->tuple, f->print.digest)))
 		return;
 	e = NT_RESERVE(events);
 	if (!e)
@@ -271,6 +278,8 @@ static __always_inline void nt_enter(const struct nt_flight_cfg *cfg, const stru
 		nt_explain(cfg, NT_EXPLAIN_FILTER + reject);
 		return;
 	}
+	if (nt_guard_counts(&cfg->guard, &pkt->tuple))
+		return;
 	f = bpf_map_lookup_elem(&blank, &zero);
 	if (!f)
 		return;
@@ -337,22 +346,23 @@ static __always_inline int nt_may_enter(const struct nt_flight_cfg *cfg,
 }
 
 /*
- * A stage was reached. `stage` is a constant; `dev` is the device of the stage or NULL. Followed packets go on, others may enter at dev.rx, or at dev.queue when the host itself
- * sends them.
+ * A stage was reached. `stage` is a constant; `dev` is the device of the stage or NULL. Followed
+ * packets go on: then it returns 1. Others may enter at dev.rx, or at dev.queue when the host
+ * itself sends them.
  */
-static __always_inline int nt_reach(void *ctx, struct sk_buff *skb, struct net_device *dev,
-				    const __u8 stage, const int direct)
+static __always_inline int nt_follow(void *ctx, struct sk_buff *skb, struct net_device *dev,
+				     const __u8 stage, const int direct)
 {
 	const int can_enter = stage == NT_STAGE_DEV_RX || stage == NT_STAGE_DEV_QUEUE;
-	struct nt_flight_cfg *cfg = nt_config();
+	struct nt_flight_cfg *cfg;
 	struct nt_device_key key = {};
 	struct nt_device *device = 0;
 	__u64 now, head;
 	struct nt_flight *f;
 
+	cfg = nt_awake(&now);
 	if (!cfg || !skb)
 		return 0;
-	now = bpf_ktime_get_ns();
 	head = (__u64)NT_GET(skb, head);
 	f = bpf_map_lookup_elem(&flights, &head);
 	if (!f && !can_enter)
@@ -365,7 +375,7 @@ static __always_inline int nt_reach(void *ctx, struct sk_buff *skb, struct net_d
 		    !(stage == f->entry_stage && key.ifindex == f->entry_ifindex)) {
 			nt_advance(ctx, cfg, f, head, skb, stage, device ? device->role : 0,
 				   key.ifindex, now);
-			return 0;
+			return 1;
 		}
 		nt_evict(f, head);
 	}
@@ -375,6 +385,14 @@ static __always_inline int nt_reach(void *ctx, struct sk_buff *skb, struct net_d
 		nt_explain(cfg, NT_EXPLAIN_DEVICE);
 	else if (nt_may_enter(cfg, device, skb, stage, direct))
 		nt_enter(cfg, device, head, skb, stage, key.ifindex, now, direct);
+	return 0;
+}
+
+/* What a program returns: the verifier takes nothing but 0 from fentry. */
+static __always_inline int nt_reach(void *ctx, struct sk_buff *skb, struct net_device *dev,
+				    const __u8 stage, const int direct)
+{
+	nt_follow(ctx, skb, dev, stage, direct);
 	return 0;
 }
 
@@ -411,18 +429,17 @@ NT_TRACE(dev_xmit, net_dev_start_xmit, struct sk_buff *, skb, struct net_device 
 /* Evidence. The reason is an argument since v5.17; the others are not there to be read. */
 NT_TRACE(free_drop, kfree_skb, struct sk_buff *, skb, void *, location)
 {
-	struct nt_flight_cfg *cfg = nt_config();
 	struct nt_flight *f;
-	__u64 head;
+	__u64 now, head;
 
-	if (!cfg || !skb)
+	if (!nt_awake(&now) || !skb)
 		return 0;
 	head = (__u64)NT_GET(skb, head);
 	f = bpf_map_lookup_elem(&flights, &head);
 	/* It, or a clone of it; not another packet in its buffer. */
 	if (!f || f->print.digest != nt_print_read((void *)head, &f->print))
 		return 0;
-	f->free_ns = bpf_ktime_get_ns();
+	f->free_ns = now;
 	f->free_location = (__u64)location;
 	if (bpf_core_type_exists(enum skb_drop_reason))
 		f->free_reason = ((__u64 *)ctx)[2];
@@ -447,8 +464,7 @@ NT_ENTRY(ovs_miss, ovs_dp_upcall, void *, dp, struct sk_buff *, skb)
 	struct nt_flight *f;
 	__u64 head, alias;
 
-	nt_reach(ctx, skb, 0, NT_STAGE_OVS_MISS, direct);
-	if (!skb)
+	if (!nt_follow(ctx, skb, 0, NT_STAGE_OVS_MISS, direct))
 		return 0;
 	head = (__u64)NT_GET(skb, head);
 	f = bpf_map_lookup_elem(&flights, &head);
@@ -468,7 +484,7 @@ NT_ENTRY(ovs_upq, queue_userspace_packet, void *, dp, struct sk_buff *, skb)
 /* A new skb from user space: find the flight by the second key and move it to this buffer. */
 NT_ENTRY(ovs_back, ovs_flow_key_extract_userspace, void *, net, void *, attr, struct sk_buff *, skb)
 {
-	struct nt_flight_cfg *cfg = nt_config();
+	struct nt_flight_cfg *cfg;
 	__u64 now, head, alias, *old_head, old;
 	struct nt_flight *f, *moved;
 	struct nt_print print;
@@ -476,9 +492,9 @@ NT_ENTRY(ovs_back, ovs_flow_key_extract_userspace, void *, net, void *, attr, st
 	__u32 slot = 1;
 	int waited = 0;
 
+	cfg = nt_awake(&now);
 	if (!cfg || !skb)
 		return 0;
-	now = bpf_ktime_get_ns();
 	pkt = bpf_map_lookup_elem(&parsed, &slot);
 	if (!pkt)
 		return 0;
@@ -553,9 +569,9 @@ NT_ENTRY(br_up, br_pass_frame_up, struct sk_buff *, skb)
 NT_ENTRY(vm_kick, handle_tx, void *, vhost_net)
 {
 	__u32 task = bpf_get_current_pid_tgid();
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now;
 
-	if (nt_config())
+	if (nt_awake(&now))
 		bpf_map_update_elem(&kicks, &task, &now, BPF_ANY);
 	return 0;
 }

@@ -34,7 +34,7 @@ enum nt_loss {
 	NT_LOSS_STACK_FULL,	/* no room for a stack; the event is kept */
 	NT_LOSS_STACK_FAILED,	/* the kernel could not walk the stack; the event is kept */
 	NT_LOSS_READ_FAILED,	/* kernel memory could not be read */
-	NT_LOSS_RATE_LIMITED,	/* above --max-events; still in the totals */
+	NT_LOSS_GOVERNOR_DROPPED, /* above --max-events; still in the totals */
 	NT_LOSS_UNPARSED,	/* a filter needed headers that could not be read */
 	NT_LOSS_MAC_FULL,	/* a guest address that could not be learnt */
 	NT_LOSS_MAX,
@@ -46,8 +46,9 @@ static __always_inline void nt_lost(__u32 cause)
 {
 	__u64 *count = bpf_map_lookup_elem(&nt_loss, &cause);
 
+	/* Atomic, for accounts have to balance: an interrupt may lose something too. */
 	if (count)
-		*count += 1;
+		__sync_fetch_and_add(count, 1);
 }
 
 #define NT_CHANNEL(name, record, bytes)                                                            \

@@ -9,6 +9,7 @@
 
 #include "nt_channel.h"
 #include "nt_filter.h"
+#include "nt_guard.h"
 #include "nt_map.h"
 #include "nt_types.h"
 
@@ -20,7 +21,6 @@ enum nt_drop_size {
 	NT_DROP_CORE = 256,  /* slots for reasons of the core in drop_totals */
 	NT_DROP_SUBSYS = 64, /* slots for those of each of 8 subsystems; then one for the rest */
 	NT_DROP_REASONS = NT_DROP_CORE + 8 * NT_DROP_SUBSYS + 1,
-	NT_DROP_WINDOW = 27, /* the rate of events is limited per 2^27 ns (0.13 s) */
 };
 
 enum nt_drop_mode {
@@ -81,6 +81,7 @@ struct nt_range {
 
 struct nt_drop_cfg {
 	struct nt_filter filter;
+	struct nt_guard guard;
 	struct nt_range helpers[NT_DROP_HELPERS];	/* functions that free for others */
 	struct nt_range locations[NT_DROP_LOCATIONS]; /* wanted places; only with by_location */
 	__u32 enabled;
@@ -91,8 +92,6 @@ struct nt_drop_cfg {
 	__u32 by_device;   /* drop_devices is in use */
 	__u32 netns;	   /* inode number, 0 = all */
 	__u32 stacks;	   /* events carry stacks */
-	__u32 max_events;  /* per NT_DROP_WINDOW; 0 = no limit */
-	__u32 pad;
 };
 
 struct nt_drop_event {
@@ -142,11 +141,6 @@ struct nt_drop_total {
 	__u64 bytes;
 };
 
-struct nt_drop_window {
-	__u64 number;
-	__u64 events;
-};
-
 struct nt_drop_device {
 	__u32 netns;
 	__u32 ifindex;
@@ -161,6 +155,8 @@ struct nt_manifest {
 	enum nt_filter_use filter_use;
 	enum nt_filter_table filter_table;
 	enum nt_filter_prefix filter_prefix;
+	enum nt_guard_flag guard_flag;
+	enum nt_guard_size guard_size;
 	enum nt_drop_mode mode;
 	enum nt_drop_by by;
 	enum nt_drop_reasons reasons;
@@ -187,8 +183,6 @@ NT_MAP(drop_groups, HASH, 10240, struct nt_drop_key, struct nt_drop_val);
 
 /* By a hash of the frames; the first writer wins. A stack trace map would mix up stacks. */
 NT_MAP(drop_stacks, HASH, 4096, __u64, struct nt_drop_stack);
-
-NT_MAP(drop_window, ARRAY, 1, __u32, struct nt_drop_window);
 
 /*
  * One packet on its way through the program. Not on the stack: the verifier would follow every

@@ -9,6 +9,7 @@
 
 #include "nt_channel.h"
 #include "nt_filter.h"
+#include "nt_guard.h"
 #include "nt_hist.h"
 #include "nt_identity.h"
 #include "nt_map.h"
@@ -149,6 +150,7 @@ struct nt_mac_key {
 
 struct nt_flight_cfg {
 	struct nt_filter filter;
+	struct nt_guard guard;
 	__u64 threshold_ns; /* emit packets whose total is at least this */
 	__u32 enabled;
 	__u32 entry_open; /* new packets are taken */
@@ -172,6 +174,8 @@ struct nt_manifest {
 	enum nt_filter_use filter_use;
 	enum nt_filter_table filter_table;
 	enum nt_filter_prefix filter_prefix;
+	enum nt_guard_flag guard_flag;
+	enum nt_guard_size guard_size;
 #if NT_DETAIL
 	struct nt_flight events;
 #endif

@@ -89,8 +89,12 @@ def main() -> int:
     latency, drop = str(bin_dir / "ntools-vm-latency"), str(bin_dir / "ntools-drop")
     cases: List[Tuple[str, List[str], Callable[[Topo, List[str]], Sample]]] = [
         ("vm-latency", [latency, "--vm-interface", "vnet0"], _until_ready),
-        ("vm-latency --details", [latency, "--vm-interface", "vnet0", "--details"], _until_ready),
-        ("drop", [drop, "--dst-ip", "192.0.2.1"], _until_ready),
+        (
+            "vm-latency --details",
+            [latency, "--vm-interface", "vnet0", "--details", "--force"],
+            _until_ready,
+        ),
+        ("drop", [drop, "--dst-ip", "192.0.2.1", "--force"], _until_ready),
         ("drop --mode summary", [drop, "--mode", "summary"], _until_ready),
         ("vm-latency --help", [latency, "--help"], _whole),
         ("drop --help", [drop, "--help"], _whole),

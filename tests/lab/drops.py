@@ -8,17 +8,18 @@ from typing import Any, Dict, List, Mapping, Optional
 from lab.expect import equal, same_sum
 from lab.latency import check_records
 from lab.netns import Namespace
-from lab.tool import Result, Tool
+from lab.tool import PATIENT, Result, Tool
 
 __all__ = ["accounted", "checked", "gives_reasons", "reason", "rows", "watch"]
 
 # What ends an event or a row on its way to the user.
-_LOST = ("ring_full", "perf_lost", "rate_limited", "group_full")
+_LOST = ("ring_full", "perf_lost", "governor_dropped", "group_full")
 
 
 def watch(ns: Namespace, *args: str, env: Optional[Mapping[str, Optional[str]]] = None) -> Tool:
     """The command in a namespace, limited to it, with JSON records."""
-    return Tool(ns, "ntools-drop", ["--netns", ns.name, "--format", "json", *args], env=env)
+    options = ["--netns", ns.name, "--format", "json", *PATIENT, "--admit-s", "0.2", *args]
+    return Tool(ns, "ntools-drop", options, env=env)
 
 
 def gives_reasons(result: Result) -> bool:
@@ -49,12 +50,15 @@ def accounted(result: Result) -> Dict[str, int]:
     summary = result.summary
     counts: Dict[str, int] = dict(summary["counts"])
     lost = {cause: summary["lost"].get(cause, 0) for cause in _LOST}
+    events = summary.get("events", {})
     same_sum(
         counts["matched"],
         "matched",
         shown=counts["shown"],
         hidden=counts["hidden"],
         after_count=counts["after_count"],
+        sampled_out=events.get("sampled_out", 0),
+        switched_off=events.get("switched_off", 0),
         **lost,
     )
     equal(sum(summary["reasons"].values()), counts["matched"], "sum of the totals by reason")

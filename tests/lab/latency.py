@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional, Sequence
 
 from lab.expect import all_of, equal
-from lab.tool import Result, Tool
+from lab.tool import PATIENT, Result, Tool
 from lab.topo import Topo
 
 __all__ = ["ENDS", "check_records", "complete", "ends", "follow", "hist", "hists", "stages_seen"]
@@ -19,7 +19,7 @@ def follow(topo: Topo, *args: str, **options: Any) -> Tool:
     return Tool(
         topo.h,
         "ntools-vm-latency",
-        ["--vm-interface", "vnet0", "--format", "json", *args],
+        ["--vm-interface", "vnet0", "--format", "json", *PATIENT, *args],
         **options,
     )
 

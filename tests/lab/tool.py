@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,19 @@ from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
 from lab.bpfsys import BpfObjects, bpf_leftovers, bpf_snapshot
 from lab.netns import Namespace
 
-__all__ = ["BpfObjects", "Result", "Tool", "ToolFailed", "bpf_leftovers", "bpf_snapshot"]
+__all__ = [
+    "PATIENT",
+    "BpfObjects",
+    "Result",
+    "Tool",
+    "ToolFailed",
+    "bpf_leftovers",
+    "bpf_snapshot",
+]
+
+#: For runs whose records are counted: on an emulated CPU a share of the time says little, and a
+#: governor that samples would change what is counted. The safety model has scenarios of its own.
+PATIENT = ("--max-cpu", "100", "--max-overhead", "100")
 
 
 class ToolFailed(RuntimeError):
@@ -120,7 +133,10 @@ class Tool:
         home = os.environ.get("NTOOLS_BIN") or Path(sys.executable).parent
         beside = Path(home) / command
         self.command = [command if "/" in command else str(beside), *map(str, args)]
-        environment: Dict[str, Optional[str]] = {**os.environ, **(env or {})}
+        # Runs with events exclude one another on a host: not those of tests, unless they say so.
+        self._locks = tempfile.TemporaryDirectory(prefix="ntools-locks-")
+        own = {"NTOOLS_RUN_DIR": self._locks.name}
+        environment: Dict[str, Optional[str]] = {**os.environ, **own, **(env or {})}
         self._env = {key: value for key, value in environment.items() if value is not None}
         self._ns, self._ready, self._ready_timeout_s = ns, ready, ready_timeout_s
         self._changed = threading.Condition()
@@ -156,6 +172,7 @@ class Tool:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._locks.cleanup()
 
     @property
     def pid(self) -> int:

@@ -57,7 +57,10 @@ def runs(tmp_path_factory) -> Dict[str, Any]:
                 udp(ns, lo, port, 3, wait_s=0.05)
             found["table"] = (drop.main, place / "table", tool.stop().records)
     with bridge_topo(static_neigh=True) as topo:
-        for name, mode in (("summary", ("--interval", "0.3")), ("details", ("--details",))):
+        for name, mode in (
+            ("summary", ("--interval", "0.3")),
+            ("details", ("--details", "--force")),
+        ):
             with follow(topo, *mode, "--record", str(place / name)) as tool:
                 topo.ping(30, interval_s=0.02)
                 found[name] = (vm_latency.main, place / name, tool.stop().records)

@@ -55,7 +55,7 @@ def test_events_have_no_rows():
         ("--group-by", ","),
         ("--max-entries", "255"),
         ("--max-entries", "1048577"),
-        ("--rate-limit", "0"),
+        ("--rate-limit", "-1"),
         ("--type", "0x10000"),
         ("--normal", "maybe"),
         ("--reason",),

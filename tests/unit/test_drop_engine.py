@@ -180,13 +180,6 @@ def test_wanted_reasons():
     assert set(obj.map("drop_reasons").pairs) == {3} and obj.config["reasons"] == 2
 
 
-def test_rate_is_told_per_window():
-    _, obj, _, _ = make(max_events=1000)
-    assert obj.config["max_events"] == 134
-    _, obj, _, _ = make(max_events=1)
-    assert obj.config["max_events"] == 1
-
-
 def test_table_makes_the_maps_it_needs():
     _, obj, _, _ = make(group_by=("reason",), max_entries=512)
     sets = {"nt_tables": 1, "nt_prefixes": 1}

@@ -117,7 +117,7 @@ def taped():
     layouts["structs"]["nt_drop_event"] = ["nt_drop_event", 8, [["value", 0, "Q", ""]]]
     for frame in tape.preamble():
         recorder.frame(*frame)
-    tape.begin(recorder, dict)
+    tape.begin(lambda: recorder, dict)
     return obj, TapedObject(obj, tape), tape, recorder, layouts
 
 

@@ -46,6 +46,9 @@ HEADER = {
     "maps": [{"name": "flights", "type": "hash", "entries": 65536, "bytes": 7000000}],
     "interval_s": 5.0,
     "sample": 1,
+    "forced": True,
+    "admission": {"hooks_per_s": 9.0, "run_ns": None, "matches_per_s": 5.0, "bpf_pct": 0.01,
+        "events_per_s": None, "flows": [{"share_ratio": 0.5, "flow": FLOW.fields()}]},
 }  # fmt: skip
 
 RECORDS = [
@@ -88,6 +91,10 @@ RECORDS = [
         "stack_id": "9f00aa"}),
     ("stack", {"id": "9f00aa", "kind": "kernel", "frames": [
         {"function": "__dev_queue_xmit", "offset": 3329, "module": None}]}),
+    ("governor", {"action": "sample", "cause": "max_cpu", "limit": 5.0, "sample": 4,
+        "events": True, "events_per_s": 1900.5, "bpf_pct": 0.02, "user_cpu_pct": 9.1,
+        "lost_pct": 0.0, "ring_pct": 3.2, "memory_pct": 61.0}),
+    ("governor", {"action": "gap", "cause": "heartbeat", "gap_ns": 12 * 10**9}),
     ("correction", {"ref_seq": 7, "direction": "rx", "was": "timed_out", "end": "completed",
         "last_stage": "vm.copied", "total_ns": 2000000000, **FLOW.fields()}),
 ]  # fmt: skip
@@ -96,6 +103,9 @@ SUMMARY = {
     "cost": {"bpf_ns": 912000, "runs": 900, "user_cpu_ns": 40000000, "max_rss_bytes": 11000000},
     "invariant": {"started": 23, **ENDS_OF, "completed": 23, "holds": True},
     "counts": {"late": 1, "repeats": 2},
+    "events": {"wanted": 5, "sampled_out": 3, "switched_off": 0},
+    "asleep_ns": 2000000000,
+    "forced": True,
     "explain": {"device": 400, "address": 3},
 }
 

@@ -5,6 +5,7 @@ from .kernel import KernelFacts, facts
 from .lib import library
 from .maps import MapView
 from .obj import BpfObject, Candidate, Point, PointReport, Refusal, build_id
+from .stats import RunStatistics
 
 __all__ = [
     "BpfObject",
@@ -14,6 +15,7 @@ __all__ = [
     "Point",
     "PointReport",
     "Refusal",
+    "RunStatistics",
     "build_id",
     "facts",
     "library",

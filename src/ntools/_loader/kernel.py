@@ -17,7 +17,7 @@ __all__ = ["KernelFacts", "facts", "refused_by_environment", "MECHANISMS", "FEAT
 #: Ways to attach, in order of preference.
 MECHANISMS = ("tp_btf", "fexit", "fentry", "raw_tp", "kprobe", "kretprobe")
 #: What the test switch ``NTOOLS_REFUSE`` can take away besides mechanisms.
-FEATURES = ("ringbuf", "batch")
+FEATURES = ("ringbuf", "batch", "stats")
 
 _BTF_DIR = "/sys/kernel/btf"
 _LOCKDOWN = "/sys/kernel/security/lockdown"

@@ -70,6 +70,7 @@ int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
 			 uint32_t *count, const struct bpf_map_batch_opts *opts);
 int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *info_len);
+int bpf_enable_stats(int type);
 
 /* libc: the text of a library message. On both architectures a va_list parameter is a pointer. */
 int vsnprintf(char *text, size_t size, const char *format, void *arguments);

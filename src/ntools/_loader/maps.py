@@ -51,10 +51,17 @@ class MapView:
         return None if value is None else self._decode_value(value, 0)
 
     def update(self, key: Any, value: Any) -> None:
-        """Set a key; ``value`` as bytes or as a tuple (one for all CPUs of a per-CPU map)."""
-        if not isinstance(value, (bytes, bytearray)):
+        """Set a key; ``value`` as bytes or as a tuple.
+
+        Of a per-CPU map it is the value of all CPUs, or a list with one per possible CPU.
+        """
+        if self.cpus and isinstance(value, list):
+            value = b"".join(
+                [self._pack(self.value, one).ljust(self._stride, b"\0") for one in value]
+            )
+        elif not isinstance(value, (bytes, bytearray)):
             value = self._pack(self.value, value)
-        if self.cpus:
+        if self.cpus and len(value) < self._stride * self.cpus:
             value = bytes(value).ljust(self._stride, b"\0") * self.cpus
         self.store.update(self._key_bytes(key), value)
 

@@ -70,6 +70,11 @@ class PerfChannel(Channel):
         yield b"".join(records)
 
     @property
+    def capacity(self) -> int:
+        """Bytes of all rings."""
+        return sum(ring.size for ring in self._rings)
+
+    @property
     def unread_bytes(self) -> int:
         """Bytes that wait in all rings."""
         return sum(int(ring.positions[0] - ring.positions[1]) for ring in self._rings)

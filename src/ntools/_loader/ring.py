@@ -25,13 +25,14 @@ class RingChannel(Channel):
     """Reader of one ring buffer map; a full ring refuses at the source, where it is counted.
 
     :ivar fd: pollable descriptor.
+    :ivar capacity: bytes of the ring.
     """
 
     def __init__(self, fd: int, record: StructType, capacity: int, pages: Any = None) -> None:
         super().__init__(record)
         self.fd = fd
         self._size = record.size
-        self._capacity = capacity
+        self.capacity = capacity
         self._mask = capacity - 1
         page = mmap.PAGESIZE
         if pages is None:
@@ -61,7 +62,7 @@ class RingChannel(Channel):
         position = self._consumer_at[0]
         end = self._producer_at[0]
         self._barrier()
-        if end - position > self._capacity or position % 8:
+        if end - position > self.capacity or position % 8:
             return  # no positions of a ring buffer
         while end - position >= 8:
             start = position & self._mask

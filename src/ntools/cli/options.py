@@ -13,6 +13,7 @@ __all__ = [
     "add_netns",
     "add_recording",
     "add_rule",
+    "add_safety",
     "direction",
     "milliseconds",
     "names",
@@ -71,6 +72,7 @@ def add_common(parser: argparse.ArgumentParser, interval_s: float) -> None:
         help="more detail; twice: the loader's log too",
     )  # fmt: skip
     add_recording(parser)
+    add_safety(parser)
 
 
 def add_recording(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +94,27 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
         "2026-01-31T08:15:00")  # fmt: skip
     add("--to", dest="time_to", type=_moment, metavar="TIME",
         help="with --replay: nothing after")  # fmt: skip
+
+
+def add_safety(parser: argparse.ArgumentParser) -> None:
+    """What a run may cost; part of :func:`add_common`, so that every command has it."""
+    group = parser.add_argument_group("safety")
+    add: Callable[..., Any] = group.add_argument
+    add("--max-events", "--rate-limit", dest="max_events", type=number(0, 1 << 31),
+        default=2000, metavar="N",
+        help="events per second; more are counted, not shown (default 2000)")  # fmt: skip
+    add("--max-overhead", type=percent, default=1.0, metavar="PCT",
+        help="most BPF run time, of the time of all CPUs (default 1.0)")  # fmt: skip
+    add("--max-cpu", type=percent, default=5.0, metavar="PCT",
+        help="most CPU time of the command itself, of one CPU (default 5)")  # fmt: skip
+    add("--sample", type=_sample, default=0, metavar="1/N",
+        help="events of one packet in N, chosen by what it is; tables count all")  # fmt: skip
+    add("--force", action="store_true",
+        help="run what would be refused, without admission test; noted in the records")  # fmt: skip
+    add("--admit-s", type=seconds(0.1), default=1.0, metavar="S",
+        help="how long a run with events only counts before it begins (default 1)")  # fmt: skip
+    add("--stats-duty", type=_duty, default=(1.0, 15.0), metavar="ON/OF",
+        help="seconds with BPF statistics on, of so many (default 1/15; 0/1 never)")  # fmt: skip
 
 
 def add_netns(parser: "argparse._ActionsContainer") -> None:
@@ -230,6 +253,42 @@ def number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def percent(text: str) -> float:
+    """Type of a limit in percent: more than 0, up to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError("'{}' is not a percentage above 0".format(text))
+    return value
+
+
+def _sample(text: str) -> int:
+    """``1/N`` as the exponent of N."""
+    one, slash, many = text.partition("/")
+    size = int(many) if slash and one == "1" and many.isdecimal() and len(many) < 6 else 0
+    if size < 1 or size > 1 << 16 or size & (size - 1):
+        raise argparse.ArgumentTypeError(
+            "'{}' is not 1/N with N a power of two up to 65536".format(text)
+        )
+    return size.bit_length() - 1
+
+
+def _duty(text: str) -> Tuple[float, float]:
+    """``ON/OF`` in seconds."""
+    first, _, last = text.partition("/")
+    try:
+        on_s, period_s = float(first), float(last)
+    except ValueError:
+        on_s, period_s = 1.0, 0.0
+    if not 0 <= on_s <= period_s <= 86400 or (on_s and on_s < 0.5):
+        raise argparse.ArgumentTypeError(
+            "'{}' is not ON/OF in seconds, such as 1/15 (ON 0 or from 0.5 to OF)".format(text)
+        )
+    return on_s, period_s
 
 
 def names(*known: str) -> Callable[[str], Tuple[str, ...]]:

@@ -3,14 +3,16 @@
 
 import argparse
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Dict, TypeVar
 
 from ntools import __version__
 from ntools.cli import app
-from ntools.errors import UsageProblem
+from ntools.errors import RecordingProblem, UsageProblem
 
 if TYPE_CHECKING:
+    from ntools.engine.guard import Safety
     from ntools.engine.lookups import Lookups
     from ntools.engine.run import Engine, Limits
     from ntools.model.filter import PacketFilter
@@ -36,6 +38,7 @@ def open_object(args: argparse.Namespace, name: str) -> Any:
 
     if not args.dry_run:
         facts().check_privilege()
+        _check_record(args)
     obj = BpfObject(name, btf=args.btf)
     if not args.dry_run:
         obj.kernel.core_btf  # noqa: B018  # says what is missing before anything else is said
@@ -98,18 +101,24 @@ def lookups(args: argparse.Namespace, obj: Any) -> "Lookups":
 
 
 def run(
-    args: argparse.Namespace, engine: "Engine", view: Any, limits: "Limits", header: Dict[str, Any]
+    args: argparse.Namespace,
+    engine: "Engine",
+    view: Any,
+    limits: "Limits",
+    header: Dict[str, Any],
+    safety: "Safety",
 ) -> int:
     """Run the engine to its end, or replay what was recorded; the exit status.
 
     :param header: fields of the header record that the command knows.
+    :param safety: what the run may cost.
     """
     from ntools.engine.run import drive, replay
 
     out = _writer(args, view)
     if args.playback is None:
         recorder = functools.partial(_recorder, args, engine)
-        return drive(engine, out, limits, header, args.tape, recorder)
+        return drive(engine, out, limits, header, safety, args.tape, recorder)
     from ntools.cli.replay import window
 
     out.window = window(args)
@@ -128,6 +137,19 @@ def _writer(args: argparse.Namespace, view: Any) -> Any:
 
     sink = JsonSink(sys.stdout) if args.format == "json" else TextSink(view)
     return Writer(sink, args.command, __version__)
+
+
+def _check_record(args: argparse.Namespace) -> None:
+    """Find out early what would end the run when it has just begun.
+
+    :raises RecordingProblem: there is such a file already.
+    """
+    if args.record and os.path.lexists(args.record):
+        raise RecordingProblem(
+            "cannot record to '{0}': '{0}' exists. Give the name of a new file, or remove it.".format(
+                args.record
+            )
+        )
 
 
 def _recorder(args: argparse.Namespace, engine: "Engine", header: Dict[str, Any]) -> Any:

@@ -39,7 +39,7 @@ DIMENSIONS: Dict[str, Optional[str]] = {
 #: The class of a row follows from these; the kernel always tells them apart.
 _FOR_CLASS = ("NT_BY_REASON", "NT_BY_LOCATION")
 _MAX_KNOWN = 4096
-_LOST_EVENTS = ("ring_full", "perf_lost", "rate_limited", "group_full")
+_LOST_EVENTS = ("ring_full", "perf_lost", "governor_dropped", "group_full")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class DropOptions:
     :ivar devices: empty: all.
     :ivar normal: what to do with normal frees: hide, mark, only or show.
     :ivar stacks: events carry the stack.
-    :ivar max_events: per second, 0: no limit.
     :ivar count: events to show, 0: no limit.
     :ivar top: rows to show per report.
     :ivar max_entries: rows the kernel can keep.
@@ -70,7 +69,6 @@ class DropOptions:
     devices: Tuple[Device, ...] = ()
     normal: str = "mark"
     stacks: bool = True
-    max_events: int = 0
     count: int = 0
     top: int = 5
     max_entries: int = 10240
@@ -84,6 +82,8 @@ class DropEngine(Engine):
     :raises UsageProblem: a reason or function this kernel does not have.
     :raises EnvironmentProblem: the kernel gives no reasons, or hides its symbols.
     """
+
+    counters = ("drop_steps",)
 
     def __init__(
         self, obj: BpfObject, options: DropOptions, lookups: Optional[Lookups] = None
@@ -124,7 +124,7 @@ class DropEngine(Engine):
         super().begin()
 
     def header(self) -> Dict[str, Any]:
-        fields: Dict[str, Any] = {"limits": {"max_events": self._options.max_events or None}}
+        fields: Dict[str, Any] = {}
         if self._options.devices:
             fields["devices"] = [
                 {
@@ -159,6 +159,14 @@ class DropEngine(Engine):
         """A program that was past the switch is not waited for by it: its event may still come."""
         return self._missing() == 0
 
+    def matched(self) -> int:
+        """Drops that passed the filter."""
+        return self._steps()["matched"]
+
+    def hooks(self) -> int:
+        """Every drop is a run."""
+        return self._steps()["seen"]
+
     def totals(self) -> Dict[str, Any]:
         steps = self._steps()
         fields: Dict[str, Any] = {
@@ -186,10 +194,16 @@ class DropEngine(Engine):
 
     def state(self) -> Dict[str, Any]:
         """Events shown and hidden so far."""
-        return {"shown": self.shown, "hidden": self.hidden, "after_count": self.after_count}
+        return {
+            **super().state(),
+            "shown": self.shown,
+            "hidden": self.hidden,
+            "after_count": self.after_count,
+        }
 
     def restore(self, state: Dict[str, Any]) -> None:
         """See :meth:`Engine.restore`."""
+        super().restore(state)
         self.shown, self.hidden = int(state["shown"]), int(state["hidden"])
         self.after_count = int(state["after_count"])
 
@@ -209,7 +223,6 @@ class DropEngine(Engine):
             obj.resize("drop_stacks", 1)
         group_by = {DIMENSIONS[name] for name in options.group_by} | set(_FOR_CLASS)
         locations = self._ranges(options.locations, sizes["NT_DROP_LOCATIONS"], "--location")
-        window_s = (1 << sizes["NT_DROP_WINDOW"]) / 1e9
         obj.configure(
             mode=modes["NT_DROP_GROUPS" if options.group_by else "NT_DROP_EVENTS"],
             group_by=sum(by[name] for name in group_by if name),
@@ -220,7 +233,6 @@ class DropEngine(Engine):
             by_device=int(bool(options.devices)),
             netns=options.netns,
             stacks=int(options.stacks),
-            max_events=max(1, round(options.max_events * window_s)) if options.max_events else 0,
         )
         packet_filter.prepare(obj, options.filter)
 
@@ -491,6 +503,8 @@ class DropEngine(Engine):
         accounted = sum(lost.get(cause, 0) for cause in _LOST_EVENTS)
         if self.counts_events:
             accounted += self.shown + self.hidden + self.after_count
+            held = self.event_totals()
+            accounted += held["sampled_out"] + held["switched_off"]
         else:
             accounted += sum(value[0] for _, value in self.obj.map("drop_groups").items())
         return self._steps()["matched"] - accounted

@@ -6,6 +6,7 @@ pair of stages. This side sweeps the flights that no longer move, pronounces the
 checks that everything that started has ended in exactly one way.
 """
 
+import struct
 import time
 from collections import Counter
 from typing import (
@@ -22,6 +23,7 @@ from typing import (
 )
 
 from ntools._loader import BpfObject, MapView
+from ntools.engine import budget
 from ntools.engine import filter as packet_filter
 from ntools.engine.lookups import Lookups
 from ntools.engine.run import Engine
@@ -95,6 +97,8 @@ class FlightEngine(Engine):
     :param seeds: addresses of the guests known beforehand, per VM interface.
     """
 
+    counters = ("rejects",)
+
     def __init__(
         self,
         obj: BpfObject,
@@ -108,7 +112,8 @@ class FlightEngine(Engine):
         self._seeds = seeds
         self._options = options
         self._details = "events" in obj.manifest
-        self.counts_events = self._details
+        self.counts_events = self.makes_records = self._details
+        self.has_threshold = options.threshold_ns > 0
         self.sweep_s = options.timeout_s / 2
         self._layout = obj.types.struct(obj.manifest["flight"][1])
         self._at = {name: index for index, name in enumerate(self._layout.names)}
@@ -267,6 +272,7 @@ class FlightEngine(Engine):
     def state(self) -> Dict[str, Any]:
         """Ends pronounced here, and their groups."""
         return {
+            **super().state(),
             "swept": [[list(key), count] for key, count in self._swept.items()],
             "groups": [
                 [list(group), count, self._examples[group]] for group, count in self._groups.items()
@@ -275,11 +281,30 @@ class FlightEngine(Engine):
 
     def restore(self, state: Dict[str, Any]) -> None:
         """See :meth:`Engine.restore`."""
+        super().restore(state)
         for (direction, end), count in state["swept"]:
             self._swept[direction, end] = int(count)
         for group, count, example in state["groups"]:
             self._groups[_Group(*group)] = int(count)
             self._examples[_Group(*group)] = dict(example)
+
+    def matched(self) -> int:
+        """Packets followed, and those there was no room for."""
+        sums = self.obj.map("ends").sums()
+        width = len(self._kernel_ends)
+        return sum(sums[::width])  # "started" is the first of each direction
+
+    def hooks(self) -> int:
+        """At most so often the programs ran for packets they follow."""
+        return self.matched() * len(self._seen)
+
+    def resume(self, writer: "Writer") -> None:
+        """What was under way when the programs fell asleep went on unseen."""
+        self._fetch_graves(writer)
+        for flights in self._under_way():
+            for key, value in list(flights.items_bytes()):
+                if flights.delete(key):
+                    self._pronounce(self._layout.codec.unpack(value), "lost_track", writer)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -359,8 +384,17 @@ class FlightEngine(Engine):
         self._fresh[group] += 1
         if group not in self._examples:
             self._examples[group] = self._flow(record).fields()
-        if self._details:
+        if self._details and self.gate.passes(self._identity(record)):
             self._packet(record, end, writer, group.next_stage, evidence)
+
+    def _identity(self, record: Tuple[Any, ...]) -> int:
+        """The number the kernel samples this packet by; 0 while everything is shown."""
+        if not self.gate.shift:
+            return 0
+        at = self._at
+        src, dst, *rest = record[at["tuple__src"] : at["tuple__src"] + 7]
+        flow_bytes = src + dst + struct.pack("<HHHBB", *rest)
+        return budget.identity(flow_bytes, record[at["print__digest"]])
 
     def _expected(self, direction: str, stage: str, record: Tuple[Any, ...]) -> Optional[str]:
         through = {"openvswitch": ("ovs",), "bridge": ("bridge",)}.get(

@@ -6,6 +6,7 @@ waits for events, asks for sweeps and reports in time, ends on a signal, a deadl
 accounts for everything lost.
 """
 
+import functools
 import os
 import resource
 import select
@@ -22,9 +23,12 @@ from typing import (
     Mapping,
     NamedTuple,
     Optional,
+    Tuple,
 )
 
 from ntools._loader import BpfObject, library
+from ntools.engine.budget import Bucket, RecordedBucket, read_gates
+from ntools.engine.guard import Guard, Safety
 from ntools.engine.lookups import HostLookups, Lookups
 from ntools.host import about
 from ntools.model import loss, stages
@@ -35,10 +39,9 @@ if TYPE_CHECKING:  # the engine makes records; who writes and keeps them is the 
     from ntools.model.filter import PacketFilter
     from ntools.output.jsonl import Writer
 
-__all__ = ["Engine", "Limits", "drive", "ready_line", "replay"]
+__all__ = ["Engine", "Limits", "LiveSteps", "drive", "ready_line", "replay"]
 
 _NEVER = float("inf")
-_IDLE_S = 60.0
 _SETTLE_S = 0.5
 
 
@@ -62,10 +65,19 @@ class Engine:
 
     :cvar sweep_s: seconds between calls of :meth:`sweep`, 0: never.
     :cvar counts_events: ``--count`` means events, not reports.
+    :cvar match_ns: BPF time of one more packet that matches, beyond what counting it costs.
+    :cvar counters: per-CPU counters that the admission test leaves dirty.
+    :ivar makes_records: single records are also made on this side, and pass :attr:`gate`.
+    :ivar has_threshold: only some of the packets that match become events.
+    :ivar gate: bucket of the records made on this side.
     """
 
     sweep_s = 0.0
     counts_events = False
+    match_ns = 2000
+    counters: Tuple[str, ...] = ()
+    makes_records = False
+    has_threshold = False
 
     #: Monotonic time of the step that is going on, on the host of the run.
     now_ns = 0
@@ -73,8 +85,15 @@ class Engine:
     def __init__(self, obj: Any, lookups: Optional[Lookups] = None) -> None:
         self.obj = obj
         self.lookups = HostLookups(obj.kernel) if lookups is None else lookups
+        self.gate = Bucket()
         self._narrow: "Optional[PacketFilter]" = None
         self._loss_names: List[str] = []
+        self._missed_before = 0
+
+    @property
+    def name(self) -> str:
+        """Of the engine; several objects may be builds of it."""
+        return str(self.obj.name).partition("_")[0]
 
     def header(self) -> Dict[str, Any]:
         """Fields of the header record that only this engine knows."""
@@ -122,10 +141,36 @@ class Engine:
 
     def state(self) -> Dict[str, Any]:
         """What the engine itself has counted so far, as JSON can carry it."""
-        return {}
+        return {"missed_before": self._missed_before, "gate": self.gate.counts()}
 
     def restore(self, state: Dict[str, Any]) -> None:
-        """Go on counting from a :meth:`state`: a recording that begins in the middle of a run."""
+        """Go on counting from a :meth:`state`: a recording may begin in the middle of a run."""
+        self._missed_before = int(state["missed_before"])
+        self.gate.restore(state["gate"])
+
+    def resume(self, writer: "Writer") -> None:
+        """The programs have slept and still do: give up what they should have seen."""
+
+    def matched(self) -> int:
+        """Packets so far that passed the filter."""
+        return 0
+
+    def hooks(self) -> int:
+        """Runs of the programs so far as far as they count themselves."""
+        return self.matched()
+
+    def forget_missed(self) -> None:
+        """What the kernel has skipped until now does not concern the run."""
+        self._missed_before = sum(row[3] for row in self.obj.programs())
+
+    def event_totals(self) -> Dict[str, int]:
+        """What became of would-be events before the channel."""
+        gates = read_gates(self.obj)
+        return {
+            "wanted": gates.wanted + self.gate.wanted,
+            "sampled_out": gates.sampled_out + self.gate.sampled_out,
+            "switched_off": gates.off + self.gate.switched_off,
+        }
 
     def losses(self) -> Dict[str, int]:
         """Loss so far, by cause; only causes that occurred."""
@@ -142,7 +187,9 @@ class Engine:
         if channel is not None and channel.lost > found.get("ring_full", 0):
             # Since v5.2 the helper reports what the kernel counts, and the program counts it too.
             found["perf_lost"] = channel.lost - found.get("ring_full", 0)
-        missed = sum(row[3] for row in self.obj.programs())
+        if self.gate.cut:
+            found["governor_dropped"] = found.get("governor_dropped", 0) + self.gate.cut
+        missed = sum(row[3] for row in self.obj.programs()) - self._missed_before
         if missed:
             found["prog_missed"] = missed
         return found
@@ -153,29 +200,39 @@ def drive(
     writer: "Writer",
     limits: Limits,
     args: Dict[str, Any],
+    safety: Safety,
     tape: "Optional[Tape]" = None,
     recorder: Optional[Callable[[Dict[str, Any]], Any]] = None,
 ) -> int:
     """Start the engine, run it to its end, write header, records and summary.
 
     :param args: header fields of the command (``args``, ``filters``...).
+    :param safety: what the run may cost.
     :param tape: notes what the run sees.
     :param recorder: makes what keeps the tape, from the header record.
-    :return: exit status: 0, or 4 when something was lost and the run is strict.
+    :return: exit status: 0, 6 when the governor ended it, or 4 when something was lost and the run
+        is strict.
+    :raises SafetyRefusal: the run may not begin.
     """
-    live = _Live(engine, writer, tape)
-    with _Signals() as signals:
+    live = LiveSteps(engine, writer, tape)
+    with _Signals() as signals, Guard(engine, safety) as guard:
+        guard.check()
         engine.obj.start()
         engine.channel()  # without a reader in place, perf pages refuse every event
+        guard.arm()
         engine.begin()
-        header = writer.draft_header(**_header(engine, limits, args))
+        guard.admit(signals.fd)
+        header = writer.draft_header(**_header(engine, guard, limits, args))
         if tape is not None and recorder is not None:
-            tape.begin(recorder(header), engine.state)
+            tape.begin(functools.partial(recorder, header), engine.state)
+            engine.gate.note = tape.decision
         writer.emit_header(header)
+        guard.begin()
         sys.stderr.write(ready_line(engine.obj) + "\n")
         sys.stderr.flush()
-        end = _loop(live, limits, signals)
+        end = _loop(live, guard, limits, signals)
         engine.stop()
+        guard.finish()
         live.do("take")
         deadline = time.monotonic() + _SETTLE_S
         while not engine.settled() and time.monotonic() < deadline:
@@ -183,12 +240,14 @@ def drive(
             live.do("take")
         live.do("finish")
         live.do("report", index=0, start_ns=0, cost={}, last=True)
-        live.do("summary", end=end, cost=_cost(engine))
+        live.do("summary", end=end, cost=_cost(guard), more=guard.totals())
         writer.close()
         if tape is not None:
             tape.close()
         if not writer.broken:
             sys.stdout.flush()
+    if end == "governor":
+        return 6
     return 4 if limits.strict and writer.lost else 0
 
 
@@ -200,11 +259,10 @@ def replay(engine: Engine, writer: "Writer", playback: "Playback", strict: bool 
     :return: exit status: 0, or 4 when something was lost or cut off and ``strict``.
     """
     steps = _Steps(engine, writer)
+    engine.gate = RecordedBucket(engine.obj.decision)
     engine.begin()
     writer.repeat_header(playback.header)
-    state = playback.fact("state")
-    if state:
-        engine.restore(state)
+    engine.restore(playback.fact("state"))
     for step in playback.steps():
         engine.obj.feed(step)
         steps.run(step.name, step.now_ns, step.info)
@@ -260,15 +318,28 @@ class _Steps:
         """A record that is not made from what the kernel gave."""
         self._writer.record(type, **fields)
 
-    def _summary(self, end: str, cost: Dict[str, Any]) -> None:
+    def _resume(self) -> None:
+        self._engine.resume(self._writer)
+
+    def _summary(self, end: str, cost: Dict[str, Any], more: Dict[str, Any]) -> None:
         self._writer.lost = self._engine.losses()
-        self._writer.summary(end, cost=cost, **self._engine.totals())
+        self._writer.summary(end, cost=cost, **more, **self._engine.totals())
 
 
-_STEP_NAMES = ("take", "sweep", "report", "baseline", "finish", "clock", "record", "summary")
+_STEP_NAMES = (
+    "take",
+    "sweep",
+    "report",
+    "baseline",
+    "finish",
+    "clock",
+    "record",
+    "resume",
+    "summary",
+)
 
 
-class _Live:
+class LiveSteps:
     """Steps taken now, and put on tape if there is one."""
 
     def __init__(self, engine: Engine, writer: "Writer", tape: "Optional[Tape]") -> None:
@@ -286,6 +357,14 @@ class _Live:
         shown = self._steps.run(name, now_ns, info)
         self._tape.end_step()
         return shown
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """A step with nothing but a record."""
+        self.do("record", type=kind, fields=fields)
+
+    def resume(self) -> None:
+        """The step of :meth:`Engine.resume`."""
+        self.do("resume")
 
     def watch_clock(self) -> None:
         """A step when the wall clock was set, and once a minute."""
@@ -315,7 +394,7 @@ def ready_line(obj: BpfObject) -> str:
     return line
 
 
-def _loop(live: _Live, limits: Limits, signals: "_Signals") -> str:
+def _loop(live: "LiveSteps", guard: Guard, limits: Limits, signals: "_Signals") -> str:
     """Poll until the end; returns why it ended."""
     engine = live.engine
     start = time.monotonic()
@@ -332,20 +411,22 @@ def _loop(live: _Live, limits: Limits, signals: "_Signals") -> str:
         now = time.monotonic()
         if now >= deadline:
             return "duration"
-        wake = min(deadline, next_report, next_sweep, now + _IDLE_S)
+        wake = min(deadline, next_report, next_sweep, guard.next_s)
         poller.poll(max(0.0, wake - now) * 1000.0 + 1.0)
         if signals.caught:
             return "signal"
         live.watch_clock()
         if channel is not None and channel.unread_bytes:
             shown += live.do("take")
+        if time.monotonic() >= guard.next_s and guard.tick(live):
+            return "governor"
         now = time.monotonic()
         if now >= next_sweep:
             live.do("sweep")
             next_sweep = now + engine.sweep_s
         if now >= next_report:
             start_ns = int((next_report - limits.interval_s) * 1e9)
-            live.do("report", index=reports, start_ns=start_ns, cost=_cost(engine), last=False)
+            live.do("report", index=reports, start_ns=start_ns, cost=_cost(guard), last=False)
             reports += 1
             next_report += limits.interval_s * max(1, int((now - next_report) // limits.interval_s))
         if limits.count and (shown if engine.counts_events else reports) >= limits.count:
@@ -354,7 +435,7 @@ def _loop(live: _Live, limits: Limits, signals: "_Signals") -> str:
             return "signal"
 
 
-def _header(engine: Engine, limits: Limits, args: Dict[str, Any]) -> Dict[str, Any]:
+def _header(engine: Engine, guard: Guard, limits: Limits, args: Dict[str, Any]) -> Dict[str, Any]:
     obj = engine.obj
     fields: Dict[str, Any] = vars(about.about()).copy()
     fields.update(args)
@@ -394,22 +475,19 @@ def _header(engine: Engine, limits: Limits, args: Dict[str, Any]) -> Dict[str, A
     fields["libbpf"] = library().version_text
     if limits.interval_s:
         fields["interval_s"] = limits.interval_s
+    fields.update(guard.header())
     fields.update(engine.header())
     return fields
 
 
-def _cost(engine: Engine) -> Dict[str, int]:
-    """What the run itself has used so far; BPF time only while the kernel's statistics are on."""
+def _cost(guard: Guard) -> Dict[str, Any]:
+    """What the run has used so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cost = {
         "user_cpu_ns": int((usage.ru_utime + usage.ru_stime) * 1e9),
         "max_rss_bytes": usage.ru_maxrss * 1024,
     }
-    rows = engine.obj.programs()
-    runs = sum(row[2] for row in rows)
-    if runs:
-        cost["bpf_ns"] = sum(row[1] for row in rows)
-        cost["runs"] = runs
+    cost.update(guard.cost())
     return cost
 
 

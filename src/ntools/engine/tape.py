@@ -15,6 +15,7 @@ MAP     a whole map: name, sizes, rows
 ENTRY   one lookup: name, key, value if there was one
 GONE    one deletion: name, key, whether the key was there
 FACT    JSON: what the host said, by subject and key
+DECISION  one byte: whether a record made in user space was within the budget
 ======  ====================================================================================
 """
 
@@ -30,7 +31,7 @@ from ntools.errors import RecordingProblem
 
 __all__ = ["Playback", "ReplayedObject", "Step", "Tape", "TapedObject", "layouts"]
 
-STEP, EVENTS, MAP, ENTRY, GONE, FACT = 1, 2, 3, 4, 5, 6
+STEP, EVENTS, MAP, ENTRY, GONE, FACT, DECISION = 1, 2, 3, 4, 5, 6, 7
 
 #: Key bytes, value bytes, rows of a map.
 _SHAPE = struct.Struct("<III")
@@ -61,13 +62,14 @@ class Tape:
         self._report: List[Tuple[int, bytes]] = []
         self._state: Callable[[], Any] = dict
 
-    def begin(self, recorder: Any, state: Callable[[], Any]) -> None:
+    def begin(self, recorder: Callable[[], Any], state: Callable[[], Any]) -> None:
         """Record from now on; what was told before is in :meth:`preamble`.
 
+        :param recorder: makes what keeps the frames; it asks for the preamble at once.
         :param state: what the engine has counted itself, for :meth:`Engine.restore`.
         """
-        self._recorder = recorder
         self._state = state
+        self._recorder = recorder()
 
     @property
     def is_open(self) -> bool:
@@ -82,8 +84,8 @@ class Tape:
         """
         for body in self._facts.values():
             yield FACT, self._now_ns, body
+        yield FACT, self._now_ns, _json(["state", 0, self._state()])
         if self._report:
-            yield FACT, self._now_ns, _json(["state", 0, self._state()])
             yield STEP, self._now_ns, _json({"step": "baseline", "info": {}})
             for kind, body in self._report:
                 yield kind, self._now_ns, body
@@ -116,6 +118,10 @@ class Tape:
         if self._is_report:
             self._report.append((kind, body))
         self._recorder.frame(kind, self._now_ns, body)
+
+    def decision(self, number: int) -> None:
+        """A decision of the budget."""
+        self.frame(DECISION, bytes([number]))
 
     def close(self) -> None:
         """Write the end of the recording."""
@@ -379,6 +385,11 @@ class ReplayedObject:
         """See :meth:`BpfObject.programs`."""
         rows = self.told("programs") or []
         return [(str(point), int(ns), int(runs), int(missed)) for point, ns, runs, missed in rows]
+
+    def decision(self) -> int:
+        """The next decision of the budget; a record nobody decided about is shown."""
+        body = self.take(DECISION, b"")
+        return body[0] if body else 0
 
     def told(self, subject: str) -> Any:
         """What the run was told of a subject that has no key."""

@@ -434,7 +434,7 @@ def _tcp_flags_text(values: Sequence[Range]) -> str:
 
 
 def _parse_length(text: str) -> int:
-    if not _is_number(text, MAX_LENGTH) or text == "0":
+    if not _is_number(text, MAX_LENGTH) or not int(text):
         raise ValueError(f"'{text}' is not a length from 1 to {MAX_LENGTH} bytes")
     return int(text)
 

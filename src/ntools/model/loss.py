@@ -24,7 +24,6 @@ class Cause(NamedTuple):
 CAUSES: Dict[str, Cause] = {
     "ring_full": Cause("no room for an event in the ring buffer", "list"),
     "perf_lost": Cause("the kernel lost events of the perf buffer", "list"),
-    "rate_limited": Cause("events above the rate limit", "list"),
     "governor_dropped": Cause("events above the budget of the governor", "list"),
     "user_dropped": Cause("events that the command itself could not take in time", "list"),
     "map_full": Cause("no room for another key", "totals"),

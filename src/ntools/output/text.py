@@ -30,6 +30,8 @@ __all__ = [
     "TextSink",
     "approximate_us",
     "attach_lines",
+    "cost_line",
+    "governor_lines",
     "histogram_lines",
     "hint_lines",
     "loss_line",
@@ -48,6 +50,13 @@ WIDTH = 80
 #: What stands for a value that is not known.
 MISSING = "-"
 
+_DONE = {
+    "warn": "near the limit",
+    "sample": "events of 1 packet in {} from now on",
+    "degrade": "no single events from now on",
+    "stop": "the run ends here",
+    "recover": "one step back: events of 1 packet in {}",
+}
 _GAP = 2
 _CUT = ".."
 _BAR = 32
@@ -164,6 +173,27 @@ def loss_line(lost: Optional[Mapping[str, int]]) -> Optional[str]:
     return f"lost: {counts}; {consequence([cause for cause, _ in causes])}"
 
 
+def cost_line(rec: Mapping[str, Any]) -> Optional[str]:
+    """What the run cost, from its summary; None if that was not measured."""
+    cost = rec.get("cost") or {}
+    if "bpf_pct" not in cost:
+        return None
+    used = 100.0 * cost["user_cpu_ns"] / rec["duration_ns"] if rec.get("duration_ns") else 0.0
+    told = "" if cost["source"] == "kernel" else "~"
+    return (
+        "cost: {}{:.3f} % of all CPUs in the kernel ({} runs/s of {:.0f} ns), {:.1f} % of one here"
+    ).format(told, cost["bpf_pct"], number(int(cost["bpf_runs_per_s"])), cost["bpf_run_ns"], used)
+
+
+def governor_lines(rec: Mapping[str, Any]) -> List[str]:
+    """What the safety model did, one line between the others; the figures are on stderr."""
+    if rec["action"] == "gap":
+        text = "stopped for {:.1f} s: nothing was counted meanwhile".format(rec["gap_ns"] / 1e9)
+    else:
+        text = "{} ({})".format(_DONE[rec["action"]].format(rec["sample"]), rec["cause"])
+    return hint_lines("!", "safety: " + text, indent=0)
+
+
 def attach_lines(header: Record) -> List[str]:
     """How each point was attached, what was refused before, and what is missing: ``--explain``."""
     lines = []
@@ -205,8 +235,8 @@ class TextSink(Sink):
 
     A view is an object with a method per record type it shows: ``header(rec)``, ``packet(rec)``,
     ``summary(rec)``... Each returns lines, or None for nothing. Record types without a method
-    are not shown. Every line is made safe for terminals, and after the summary comes the loss
-    line if anything was lost.
+    are not shown, but for ``governor``. Every line is made safe for terminals, and after the
+    summary come what the run cost, and the loss line if anything was lost.
     """
 
     def __init__(self, view: object, stream: Optional[TextIO] = None) -> None:
@@ -223,7 +253,8 @@ class TextSink(Sink):
         """Show one record."""
         kind = rec["type"]
         if kind not in self._methods:
-            self._methods[kind] = getattr(self._view, kind, None)
+            own = governor_lines if kind == "governor" else None
+            self._methods[kind] = getattr(self._view, kind, own)
         method = self._methods[kind]
         if method is not None:
             self._write(method(rec))
@@ -231,6 +262,9 @@ class TextSink(Sink):
     def summary(self, rec: Record) -> None:
         """Show the summary and what was lost."""
         self.record(rec)
+        cost = cost_line(rec)
+        if cost is not None:
+            self._write(wrap(cost))
         line = loss_line(rec.get("lost"))
         if line is not None:
             self._write(wrap(line))

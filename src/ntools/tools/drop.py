@@ -58,9 +58,6 @@ def parser() -> argparse.ArgumentParser:
         help="rows the kernel keeps (256 to 1048576, default 10240)")  # fmt: skip
     add("--stack", action="store_true", help="rows of the table by stack, too")
     add("--no-stack-trace", action="store_true", help="events without stack")
-    add("--rate-limit", "--max-events", dest="rate_limit", type=options.positive, default=10000,
-        metavar="N",
-        help="events per second; more are counted, not shown (default 10000)")  # fmt: skip
     options.add_common(made, interval_s=_INTERVAL_S)
     made.set_defaults(interval=None)
     return made
@@ -68,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Attach to the free of dropped packets, and show them."""
-    from ntools.cli import filters, session
+    from ntools.cli import filters, safety, session
     from ntools.cli.commands import COMMANDS
     from ntools.engine.drop import DropEngine, DropOptions
     from ntools.engine.run import Limits
@@ -89,12 +86,13 @@ def run(args: argparse.Namespace) -> int:
     if netns:
         shown["netns_inum"] = netns
     overhead = command.overhead["summary" if group_by else "events"]
+    may_cost = safety.build(args, overhead, "count in the kernel with --mode summary")
     with session.open_object(args, "drop") as obj:
         obj.need(*command.needed)
         engine = DropEngine(obj, DropOptions(
             filter=flt, group_by=group_by, only=args.reason, without=args.not_reason,
             locations=args.location, netns=netns, devices=tuple(devices), normal=args.normal,
-            stacks=not args.no_stack_trace, max_events=args.rate_limit,
+            stacks=not args.no_stack_trace,
             count=0 if group_by else args.count, top=args.top or _TOP,
             max_entries=args.max_entries or _MAX_ENTRIES, explain=args.explain,
         ), session.lookups(args, obj))  # fmt: skip
@@ -111,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
             engine,
             view,
             Limits(interval, args.duration, args.count, args.strict),
-            {"args": args.argv, "filters": shown, "overhead_class": overhead},
+            {"args": args.argv, "filters": shown},
+            may_cost,
         )
 
 
@@ -189,7 +188,7 @@ MANUAL = {
     "OVERHEAD": "Class low for tables, variable for events. Nothing runs for packets that are "
     "delivered; a drop costs the filter, then one record or one update of a map. Measure the cost "
     "per drop with kernel.bpf_stats_enabled=1 and the fields bpf_ns and runs of the summary. "
-    "--rate-limit bounds the events per second; more are counted as rate_limited.",
+    "--max-events bounds the events per second; more are counted as governor_dropped.",
     "LIMITS": "Packets lost without being freed as a drop are not seen: ring overruns of a NIC, "
     "XDP_DROP, conntrack or Open vSwitch freeing them as consumed. What waits in a socket belongs "
     "to no device and no namespace any more: --netns and --interface leave its purge out. Kernels "

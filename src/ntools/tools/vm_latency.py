@@ -53,17 +53,21 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Find the devices, follow their packets, report."""
-    from ntools.cli import filters, session, vm
+    from ntools.cli import filters, safety, session, vm
     from ntools.cli.commands import COMMANDS
     from ntools.engine.flight import FlightEngine, FlightOptions
     from ntools.engine.run import Limits
 
     command = COMMANDS["vm-latency"]
     flt = session.learn_filter(args, lambda: vm.add_guest_address(args, filters.build(args)))
+    mode = "details" if args.details else "summary"
+    advice = "run without --details first: it tells which stage to look at"
+    if args.details:
+        safety.need_one_flow(args, flt, "--details", advice)
+    may_cost = safety.build(args, command.overhead[mode], advice)
     place = session.learn(
         args, "place", lambda: vm.locate(args), vm.Place.fields, vm.Place.from_fields
     )
-    mode = "details" if args.details else "summary"
     with session.open_object(args, "flight_detail" if args.details else "flight") as obj:
         obj.need(*command.needed)
         obj.want(*command.wanted)
@@ -98,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
             engine,
             view,
             limits,
-            {"args": args.argv, "filters": shown, "overhead_class": command.overhead[mode]},
+            {"args": args.argv, "filters": shown},
+            may_cost,
         )
 
 

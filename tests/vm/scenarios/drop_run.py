@@ -29,6 +29,8 @@ _REFUSED = (
     (("--mode", "event", "--top", "3"), 2, "--top"),
     (("--max-entries", "3"), 2, "256"),
     (("--interval", "0"), 2, "seconds"),
+    (("--max-events", "0"), 2, "--force"),
+    (("--sample", "1/3"), 2, "power of two"),
 )
 
 

@@ -37,7 +37,7 @@ def every_way_to_end(lab: Any) -> None:
             result = tool.wait()
         _summary_is_whole(result, 10, "count")
         equal(len(result.of_type("interval")), 2, "intervals")
-        with follow(topo, "--details", "--count", "6") as tool:
+        with follow(topo, "--details", "--force", "--count", "6") as tool:
             topo.ping(10)
             result = tool.wait()
         equal(result.summary["end"], "count", "end")
@@ -70,7 +70,7 @@ def details(lab: Any) -> None:
     with bridge_topo(static_neigh=True) as topo:
         topo.vm.delay(20)
         with (
-            follow(topo, "--details") as everything,
+            follow(topo, "--details", "--force") as everything,
             follow(topo, "--details", "--latency-ms", "15") as slow,
         ):
             topo.ping(10, interval_s=0.1)
@@ -127,6 +127,9 @@ def flood_into_the_smallest_channel(lab: Any) -> None:
         with follow(
             topo,
             "--details",
+            "--force",
+            "--max-events",
+            "0",
             "--direction",
             "tx",
             "--ring-size",
@@ -173,7 +176,7 @@ def every_fallback(lab: Any) -> None:
     ways = ("fentry", "fentry,tp_btf", "tp_btf", "batch", "ringbuf", "ringbuf,batch,tp_btf,fentry")
     with bridge_topo(static_neigh=True) as topo:
         for refuse in ways:
-            with follow(topo, "--details", env={"NTOOLS_REFUSE": refuse}) as tool:
+            with follow(topo, "--details", "--force", env={"NTOOLS_REFUSE": refuse}) as tool:
                 topo.ping(10)
                 result = tool.stop()
             complete(result, 10)
