@@ -343,7 +343,8 @@ def _moment(text: str) -> Any:
 
 
 def _file_mode(text: str) -> int:
-    if len(text) not in (3, 4) or not set(text) <= set("01234567"):
+    digits = text[1:] if len(text) == 4 and text[0] == "0" else text
+    if len(digits) != 3 or not set(digits) <= set("01234567"):
         raise argparse.ArgumentTypeError("'{}' is not a mode such as 0640".format(text))
     return int(text, 8)
 

@@ -146,9 +146,8 @@ def _check_record(args: argparse.Namespace) -> None:
     """
     if args.record and os.path.lexists(args.record):
         raise RecordingProblem(
-            "cannot record to '{0}': '{0}' exists. Give the name of a new file, or remove it.".format(
-                args.record
-            )
+            "cannot record to '{0}': '{0}' exists. Give the name of a new file, or remove "
+            "it.".format(args.record)
         )
 
 
@@ -161,7 +160,8 @@ def _recorder(args: argparse.Namespace, engine: "Engine", header: Dict[str, Any]
         args.record,
         header,
         layouts(engine.obj),
-        max_bytes=args.record_max_size or 0,
+        max_bytes=args.record_max_size,
+        only_at_ticks=True,
         keep=args.record_keep,
         mode=args.record_mode,
         preamble=lambda: [Frame(kind, 0, at, body) for kind, at, body in tape.preamble()],

@@ -62,6 +62,8 @@ class Recorder:
     :param header: the header record; it and ``layouts`` stand in the first block of every part.
     :param layouts: the structs in the frames: what a reader needs to decode them.
     :param max_bytes: size of a part, at least :data:`MIN_PART_BYTES`; 0: one file without bound.
+    :param only_at_ticks: a part ends in :meth:`tick`, never between two frames that belong
+        together; it may then be larger by what comes between two ticks.
     :param keep: so many parts remain. With 1, every new part begins with nothing behind it.
     :param preamble: called at the beginning of every part, of the first one in this constructor:
         frames without which the ones that follow would mean nothing. Must not call the recorder.
@@ -80,6 +82,7 @@ class Recorder:
         layouts: Mapping[str, Any],
         *,
         max_bytes: int = 0,
+        only_at_ticks: bool = False,
         keep: int = 1,
         preamble: Callable[[], Iterable[Frame]] = _nothing,
         mode: int = 0o600,
@@ -87,6 +90,7 @@ class Recorder:
     ) -> None:
         self._path = os.fsdecode(path)
         self._max_bytes = max_bytes
+        self._only_at_ticks = only_at_ticks
         self._keep = keep
         self._preamble = preamble
         self._mode = mode
@@ -167,10 +171,12 @@ class Recorder:
 
         A killed process loses a second and the time between two calls, at most.
         """
+        if self._is_full():
+            self._flush(at_tick=True)
         if not self._block:
             self._since_ns = now_ns
         elif now_ns - self._since_ns >= FLUSH_NS:
-            self._flush()
+            self._flush(at_tick=True)
             self._since_ns = now_ns
         self._now_ns = now_ns
 
@@ -189,7 +195,7 @@ class Recorder:
         finally:
             self._file.close()
 
-    def _flush(self) -> None:
+    def _flush(self, at_tick: bool = False) -> None:
         """Write the block; if another one might not fit, begin a new part."""
         if self._failed:
             raise RecordingProblem(self._failed)
@@ -197,7 +203,7 @@ class Recorder:
             raise ValueError("the recorder is closed")
         try:
             self._write_block()
-            if self._is_full():
+            if self._is_full() and (at_tick or not self._only_at_ticks):
                 self._change_part()
         except RecordingProblem as problem:
             self._failed = str(problem)
