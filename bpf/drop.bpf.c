@@ -211,7 +211,7 @@ static __always_inline int nt_drop_refused(const struct nt_drop_cfg *cfg, const 
 
 	if (reject == NT_REJECT_NONE)
 		return 0;
-	if (nt_filter_unsure(pkt, reject))
+	if (nt_filter_unsure(&cfg->filter, pkt, reject))
 		nt_lost(NT_LOSS_UNPARSED);
 	else
 		nt_drop_count(NT_STEP_FILTER + reject);

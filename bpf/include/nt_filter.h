@@ -106,6 +106,7 @@ struct nt_filter {
 	__u8 tcp_flags;
 	__u8 tcp_mask;
 	__u8 reserved[7];
+	__u64 zero; /* not known to the verifier: it does not tell apart what this is added to */
 	__u64 rules; /* all of them */
 	__u64 bidir; /* those that also take packets with source and destination swapped */
 	__u64 ipv4;  /* those a packet of this IP version fulfils */
@@ -295,12 +296,8 @@ static __always_inline __u64 nt_in_ips(const struct nt_pkt *p, __u32 field, cons
 	return nt_in_prefixes(32, field, address, any);
 }
 
-/*
- * Sets of rules, in one direction. 4.19 counts all instructions of a program together: this is a
- * function so that both directions share them.
- */
-static __attribute__((noinline)) enum nt_reject
-nt_match_sets(const struct nt_filter *f, const struct nt_pkt *p, __u64 left, int swapped)
+static __always_inline __u64 nt_match_way(const struct nt_filter *f, const struct nt_pkt *p,
+					  __u64 left, int swapped)
 {
 	const __u64 *src = (const void *)(swapped ? p->tuple.dst : p->tuple.src);
 	const __u64 *dst = (const void *)(swapped ? p->tuple.src : p->tuple.dst);
@@ -372,6 +369,17 @@ nt_match_sets(const struct nt_filter *f, const struct nt_pkt *p, __u64 left, int
 }
 
 /*
+ * Sets of rules, in one direction. 4.19 counts all instructions of a program together: this is a
+ * function so that both directions share them.
+ */
+static __attribute__((noinline)) __u64 nt_match_sets(const struct nt_filter *f,
+						     const struct nt_pkt *p, __u64 left,
+						     int swapped)
+{
+	return nt_match_way(f, p, left, swapped) + f->zero;
+}
+
+/*
  * Returns NT_REJECT_NONE if the packet is wanted, else the first criterion after which no rule is
  * left in either direction. A criterion whose field is not known refuses: a port filter takes no
  * packet without ports. `f` and `p` are 8-byte aligned.
@@ -379,10 +387,10 @@ nt_match_sets(const struct nt_filter *f, const struct nt_pkt *p, __u64 left, int
 static __always_inline enum nt_reject nt_filter_match(const struct nt_filter *f,
 						      const struct nt_pkt *p)
 {
-	enum nt_reject reject, other;
+	__u64 reject, other;
 
 	if (!f->rules)
-		return f->used ? nt_match_constants(f, p) : NT_REJECT_NONE;
+		return f->used ? nt_match_constants(f, p) + f->zero : NT_REJECT_NONE;
 	reject = nt_match_sets(f, p, f->rules, 0);
 	if (!reject || !f->bidir)
 		return reject;
@@ -391,18 +399,25 @@ static __always_inline enum nt_reject nt_filter_match(const struct nt_filter *f,
 	return !other || other > reject ? other : reject;
 }
 
-/* The criterion that refused would have needed a header that could not be read. */
-static __always_inline bool nt_filter_unsure(const struct nt_pkt *p, enum nt_reject reject)
+/*
+ * A header that could not be read might have made the packet a wanted one: without an L3 header
+ * nothing is known from the IP version on, without the last IPv6 extension header from the protocol
+ * on, without L4 from the ports on.
+ */
+static __always_inline bool nt_filter_unsure(const struct nt_filter *f, const struct nt_pkt *p,
+					     enum nt_reject reject)
 {
 	const __u32 flags = p->flags;
+	enum nt_reject first = NT_REJECT_PORT;
 
-	if (!(flags & (NT_PKT_TRUNCATED | NT_PKT_DEEP | NT_PKT_FAULT)))
+	if (!(flags & (NT_PKT_TRUNCATED | NT_PKT_DEEP | NT_PKT_FAULT)) ||
+	    (flags & (NT_PKT_L4 | NT_PKT_ICMP)))
 		return false;
-	if (reject == NT_REJECT_PORT || reject == NT_REJECT_TCP_FLAGS)
-		return !(flags & NT_PKT_L4);
-	if (reject == NT_REJECT_ICMP_TYPE)
-		return !(flags & NT_PKT_ICMP);
-	return reject >= NT_REJECT_FAMILY && !(flags & NT_PKT_L3);
+	if (!(flags & NT_PKT_L3))
+		first = NT_REJECT_FAMILY;
+	else if (!p->l4_off && (f->used & NT_F_PROTOCOL))
+		first = NT_REJECT_PROTOCOL;
+	return reject >= first;
 }
 
 #endif

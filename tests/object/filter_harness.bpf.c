@@ -56,7 +56,7 @@ int judge(void *ctx)
 		return 0;
 	reject = nt_filter_match(filter, pkt);
 	out->reject[at] = reject;
-	out->unsure[at] = nt_filter_unsure(pkt, reject);
+	out->unsure[at] = nt_filter_unsure(filter, pkt, reject);
 	return 0;
 }
 

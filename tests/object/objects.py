@@ -81,6 +81,7 @@ class Object:
             for section in list(self.sections):
                 if section.startswith(".rel") and section[4:] in self.sections:
                     self._take_calls(elf, section)
+            self._take_near_calls()
         self.btf = Btf(self.sections[".BTF"])
         self.relocations = list(self._relocations())
 
@@ -111,6 +112,15 @@ class Object:
                 target = (symbol["st_shndx"], (immediate + 1) * 8)
                 name = self._functions[target]
             self._calls.setdefault(owner.name, []).append(name)
+
+    def _take_near_calls(self) -> None:
+        """Calls within .text, which the compiler resolves itself."""
+        starts = {p.start: p.name for p in self.programs.values() if p.section == ".text"}
+        for program in [p for p in self.programs.values() if p.section == ".text"]:
+            for index, (opcode, registers, _, immediate) in enumerate(program.code):
+                if opcode == 0x85 and registers >> 4 == 1:
+                    target = program.start + 8 * (index + 1 + immediate)
+                    self._calls.setdefault(program.name, []).append(starts[target])
 
     def calls(self, program: str) -> list[str]:
         """Subprograms a function calls."""
