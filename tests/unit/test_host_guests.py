@@ -80,7 +80,7 @@ def test_addresses_of_taps(monkeypatch):
     card = ["-netdev", "tap,helper=x,id=a", "-device", "virtio-net-pci,netdev=a,mac=52:54:00:0:0:1"]
     # One tap and one card, nothing that connects them but their being alone.
     guest = guest_from(monkeypatch, ["qemu", *card], {("tap3", None): [9]})
-    assert guest == Guest(77, "vmm", None, 1, (Tap("tap3", None, (9,), "52:54:00:0:0:1"),))
+    assert guest == Guest(77, "vmm", None, 1, (Tap("tap3", None, (9,), "52:54:00:00:00:01"),))
     two = {("tap3", None): [9], ("tap4", None): [10]}
     guest = guest_from(monkeypatch, ["qemu", *card], two)
     assert [tap.mac for tap in guest.taps] == [None, None]

@@ -289,10 +289,10 @@ class Channel:
         assert len(request) == struct.unpack_from("=I", request)[0]
         self.answers = list(self.rounds.pop(0))
 
-    def recv(self, size):
+    def recvfrom(self, size):
         if not self.answers:
             raise TimeoutError("timed out")
-        return self.answers.pop(0)
+        return self.answers.pop(0), (0, 0)
 
 
 def message(kind, sequence, body=b"", flags=0):

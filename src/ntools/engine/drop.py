@@ -421,9 +421,9 @@ class DropEngine(Engine):
 
     def _emit_row(self, row: "_Row", writer: Writer, last: bool) -> None:
         fields = dict(row.fields)
-        stack = fields.pop("stack", None)
+        stack, location = fields.pop("stack", None), fields.pop("stack_location", 0)
         if stack:
-            fields["stack_id"] = self._send_stack(stack, fields.pop("stack_location"), writer)
+            fields["stack_id"] = self._send_stack(stack, location, writer)
         writer.record(
             "drop_group",
             group_by=list(self._options.group_by),
@@ -584,7 +584,7 @@ class _EventDecoder:
 
 def _text(raw: bytes) -> str:
     """A device name, "" if these bytes cannot be one."""
-    name = raw.partition(b"\0")[0].decode("utf-8", "replace")
+    name = raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return name if name.isprintable() and not set(name) & set("/: ") else ""
 
 

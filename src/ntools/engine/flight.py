@@ -130,6 +130,7 @@ class FlightEngine(Engine):
         self._kinds = _peer_kinds(topology)
         self._reasons: Optional[reasons.ReasonNames] = None
         self._seen: Set[str] = set()
+        self._macs_refused = 0
         self._invariant: Dict[str, Any] = {}
         self._configure()
 
@@ -176,10 +177,13 @@ class FlightEngine(Engine):
                 entry[1] = vlans.get(device.ifindex, _ANY_VLAN)
         for key, (role_bits, vlan) in found.items():
             self.obj.map("devices").update(key, (role_bits, vlan, 0))
-        for device, seed in self._seeds:
+        macs = self.obj.map("macs")
+        # A guest that invents addresses fills the table of a switch, and must not fill ours.
+        for device, seed in self._seeds[: macs.entries]:
             mac = flow.parse_mac(seed.mac)
             exact = (mac, 0) if seed.exact else (b"\0" + mac[1:], 1)
-            self.obj.map("macs").update(exact, device.ifindex)
+            macs.update(exact, device.ifindex)
+        self._macs_refused = max(0, len(self._seeds) - macs.entries)
         self._seen = {
             stages.from_symbol(row.point) for row in self.obj.report if row.attach is not None
         }
@@ -243,6 +247,13 @@ class FlightEngine(Engine):
         for flights in self._under_way():
             for _, value in list(flights.items_bytes()):
                 self._pronounce(self._layout.codec.unpack(value), "open", writer)
+
+    def losses(self) -> Dict[str, int]:
+        """Loss by cause, with the addresses of guests that found no room at the start."""
+        found = super().losses()
+        if self._macs_refused:
+            found["mac_full"] = found.get("mac_full", 0) + self._macs_refused
+        return found
 
     def totals(self) -> Dict[str, Any]:
         """The accounting of both directions together, and the rejections of --explain."""
@@ -345,7 +356,8 @@ class FlightEngine(Engine):
         graves = self.obj.map("graves")
         for key, value in list(graves.items_bytes()):
             record = self._layout.codec.unpack(value)
-            end = self._kernel_ends[record[self._at["end"]]]
+            end = self._kernel_ends.get(record[self._at["end"]], "")
+            end = end if end in stages.ENDS else "stale"  # what it stands for is not known
             graves.delete(key)
             self._describe(record, end, writer)
 
@@ -455,7 +467,7 @@ class FlightEngine(Engine):
         if self._direction(record) not in self._options.directions:
             return  # a replay may ask for one of two
         flow_of = self._flow(record)
-        vlan = None if record[at["vlan_id"]] == _VLAN_NONE else record[at["vlan_id"]]
+        vlan = None if record[at["vlan_id"]] == _VLAN_NONE else record[at["vlan_id"]] & 0xFFF
         if self._narrow and not self._narrow.matches(Packet.from_flow(flow_of, vlan)):
             return
         hops = self._hops(record)
@@ -463,8 +475,8 @@ class FlightEngine(Engine):
         fields: Dict[str, Any] = dict(flow_of.fields())
         fields.update(
             direction=self._direction(record),
-            interface=self._names.get(record[at["vm_ifindex"]]),
-            total_ns=record[at["last_ns"]] - record[at["start_ns"]],
+            interface=self._name(record[at["vm_ifindex"]]),
+            total_ns=max(0, record[at["last_ns"]] - record[at["start_ns"]]),
             end=end,
             last_stage=self._stages[record[at["last_stage"]]],
             next_stage=next_stage,
@@ -623,10 +635,17 @@ def _peer_kinds(topology: Topology) -> Dict[int, str]:
     return kinds
 
 
+class _Names(Dict[int, str]):
+    """Names by number; a number without one is shown as what it is."""
+
+    def __missing__(self, number: int) -> str:
+        return "unknown({})".format(number)
+
+
 def _by_number(obj: BpfObject, enum: str, prefix: str) -> Dict[int, str]:
     numbers = obj.types.enum(enum)
     if enum == "nt_stage":
-        return {number: stages.from_symbol(name) for name, number in numbers.items()}
+        return _Names((number, stages.from_symbol(name)) for name, number in numbers.items())
     return {
         number: name[len(prefix) :].lower()
         for name, number in numbers.items()

@@ -56,7 +56,7 @@ class Places:
 
         :param raw: return addresses, innermost first; zeros at the end are no frames.
         """
-        addresses = [word for (word,) in struct.iter_unpack("<Q", raw) if word]
+        addresses = [word for (word,) in struct.iter_unpack("<Q", raw[: len(raw) & ~7]) if word]
         if location in addresses:
             addresses = addresses[addresses.index(location) :]
             return [self.frame(address) for address in addresses]

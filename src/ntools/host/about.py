@@ -76,10 +76,13 @@ def _numa_nodes(root: Path) -> Optional[int]:
     if not text:
         return None
     count = 0
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        count += int(last or first) - int(first) + 1
-    return count
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            count += int(last or first) - int(first) + 1
+    except ValueError:
+        return None
+    return count if 0 < count < 1 << 16 else None
 
 
 def _virt(root: Path) -> Optional[str]:

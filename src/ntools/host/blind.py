@@ -21,6 +21,7 @@ _SIOCETHTOOL = 0x8946
 _GSTRINGS, _GSSET_INFO, _GFEATURES = 0x1B, 0x37, 0x3A
 _FEATURE_STRINGS = 4
 _STRING_BYTES = 32
+_MAX_FEATURES = 4096
 _TC_OFFLOAD = b"hw-tc-offload"
 
 
@@ -102,7 +103,7 @@ def _has_feature(channel: socket.socket, name: str, feature: bytes) -> bool:
     """Whether the feature is on; False when the driver or the kernel does not tell."""
     try:
         answer = _ethtool(channel, name, struct.pack("=IIQI", _GSSET_INFO, 0, 1 << 4, 0))
-        count = struct.unpack_from("=I", answer, 16)[0]
+        count = min(struct.unpack_from("=I", answer, 16)[0], _MAX_FEATURES)
         head = struct.pack("=III", _GSTRINGS, _FEATURE_STRINGS, count)
         answer = _ethtool(channel, name, head + bytes(count * _STRING_BYTES))
         names = [
@@ -124,5 +125,5 @@ def _ethtool(channel: socket.socket, name: str, command: bytes) -> bytes:
     """Run one ethtool command; the kernel answers in the buffer the request points to."""
     buffer = array.array("B", command)
     address, _ = buffer.buffer_info()
-    fcntl.ioctl(channel, _SIOCETHTOOL, struct.pack("@16sP16x", name.encode(), address))
+    fcntl.ioctl(channel, _SIOCETHTOOL, struct.pack("@16sP16x", os.fsencode(name), address))
     return buffer.tobytes()

@@ -138,7 +138,9 @@ class Devices:
 
         :raises UsageProblem: empty list, unknown device, more than :data:`MAX_DEVICES`.
         """
-        wanted = [name.strip() for name in names.split(",") if name.strip()]
+        # A comma may be part of a name; what str.strip() takes for white space, too.
+        wanted = [names] if names in self._by_name else names.split(",")
+        wanted = [name.strip(" \t\n") for name in wanted if name.strip(" \t\n")]
         if not wanted:
             raise UsageProblem(f"no device named in '{names}'.")
         found = list(dict.fromkeys(self.find(name) for name in wanted))

@@ -15,6 +15,7 @@ from ntools.host import ovs as _ovs
 from ntools.host.devices import Device, Devices
 from ntools.host.netns import open_netns, process_netns
 from ntools.host.rtnl import read_fdb
+from ntools.model.flow import mac_text, parse_mac
 
 __all__ = [
     "Guest",
@@ -28,7 +29,9 @@ __all__ = [
     "vhost_tids",
 ]
 
-_MACVTAP = re.compile(r"/dev/tap(\d+)$")
+_MAX_FILE_BYTES = 1 << 20  # a process may point its command line at all of its memory
+
+_MACVTAP = re.compile(r"/dev/tap([0-9]{1,9})$")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 
 # libvirt gives the tap the guest's address with fe in front, so that a bridge never takes it
@@ -120,7 +123,7 @@ def find_guest(which: str) -> Guest:
     :raises UsageProblem: none or several.
     """
     guests = list_guests()
-    if which.isdigit():
+    if which.isascii() and which.isdigit() and len(which) < 10:
         found = [guest for guest in guests if guest.pid == int(which)]
     elif _UUID.match(which):
         found = [guest for guest in guests if (guest.uuid or "").lower() == which.lower()]
@@ -222,11 +225,14 @@ def _command_line(arguments: Sequence[str]) -> _CommandLine:
     by_interface: Dict[str, str] = {}
     macs = []
     for card in cards:
-        mac = card.get("mac", card.get("macaddr", "")).lower()
+        try:
+            mac = mac_text(parse_mac(card.get("mac", card.get("macaddr", ""))))
+        except ValueError:  # whoever starts a VM may write there what he likes
+            continue
         macs.append(mac)
         end = netdevs.get(card.get("netdev", ""), card)
         for number in (end.get("fds") or end.get("fd") or "").split(":"):
-            if number.isdigit():
+            if number.isascii() and number.isdigit() and len(number) < 10:
                 by_fd[int(number)] = mac
         if "ifname" in end:
             by_interface[end["ifname"]] = mac
@@ -238,7 +244,7 @@ def _fields(value: str) -> Dict[str, str]:
     if value.startswith("{"):
         try:
             return {str(key): str(item) for key, item in json.loads(value).items()}
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     fields: Dict[str, str] = {}
     for part in value.replace(",,", "\0").split(","):
@@ -283,15 +289,17 @@ def _held_taps(pid: int) -> Dict[Tuple[Optional[str], Optional[int]], List[int]]
         if macvtap:
             held.setdefault((None, int(macvtap.group(1))), []).append(number)
         elif target == "/dev/net/tun":
-            for line in _text(f"/proc/{pid}/fdinfo/{number}").splitlines():
+            # splitlines() and strip() know more separators, and a name may hold them.
+            for line in _text(f"/proc/{pid}/fdinfo/{number}").split("\n"):
                 key, _, name = line.partition(":")
-                if key == "iff" and name.strip():
-                    held.setdefault((name.strip(), None), []).append(number)
+                name = name.strip(" \t")
+                if key == "iff" and name:
+                    held.setdefault((name, None), []).append(number)
     return held
 
 
 def _from_tap(device: Device) -> List[MacSeed]:
-    if device.mac is None or not device.mac.startswith(_TAP_OCTET + ":"):
+    if device.mac is None or len(device.mac) != 17 or not device.mac.startswith(_TAP_OCTET + ":"):
         return []
     first = _FIRST_OCTET.get(device.mac[3:8], _TAP_OCTET)
     return [MacSeed(first + device.mac[2:], "tap", exact=False)]
@@ -318,6 +326,6 @@ def _arguments(pid: int) -> List[str]:
 def _text(path: str) -> str:
     try:
         with open(path, "rb") as stream:
-            return stream.read().decode("utf-8", "replace")
+            return os.fsdecode(stream.read(_MAX_FILE_BYTES))
     except OSError:
         return ""

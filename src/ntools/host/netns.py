@@ -102,11 +102,12 @@ def netns_path(which: Union[str, int]) -> str:
         if not os.path.exists(text):
             raise UsageProblem(f"network namespace '{text}' not found: no such file.")
         return text
-    if text and (_NAMED / text).exists():
+    if text and os.path.exists(str(_NAMED / text)):
         return str(_NAMED / text)
-    if text.isdigit() and os.path.exists(f"/proc/{text}/ns/net"):
+    number = text.isascii() and text.isdigit() and len(text) < 20
+    if number and os.path.exists(f"/proc/{text}/ns/net"):
         return f"/proc/{text}/ns/net"
-    if text.isdigit():
+    if number:
         for space in list_netns():
             if space.inum == int(text):
                 return space.path
@@ -138,7 +139,8 @@ def open_netns(which: Union[str, int, None]) -> Iterator[int]:
     home = os.open(str(_OWN), os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
-            there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not blocking: the path may be a pipe that nobody writes to.
+            there = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 _enter(there)
             finally:

@@ -8,15 +8,23 @@ started and no OVS program has to be in the path, also when OVS runs in a contai
 import json
 import os
 import socket
+import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ntools.host.netns import current_netns, process_netns
+from ntools.model.flow import parse_mac
 
 __all__ = ["OvsBridge", "OvsLayout", "OvsPort", "fdb_macs", "layout_from_rows", "read_layout"]
 
 _TIMEOUT_S = 1.0
+#: Times the timeout: a peer that always sends a little more must not hold up the command.
+_PATIENCE = 5
+#: Sockets asked at most: any process may call itself ovsdb-server.
+_MAX_SOCKETS = 8
+_MAX_FILE_BYTES = 1 << 20
 _MAX_ANSWER_BYTES = 32 << 20
 _DEFAULT_RUNDIR = "/var/run/openvswitch"
 _COLUMNS = {
@@ -89,12 +97,11 @@ def read_layout(timeout_s: float = _TIMEOUT_S) -> Optional[OvsLayout]:
         {"op": "select", "table": table, "where": [], "columns": columns}
         for table, columns in _COLUMNS.items()
     ]
-    for path in _database_sockets():
+    for path in islice(_database_sockets(), _MAX_SOCKETS):
         try:
             result = _call(path, "transact", ["Open_vSwitch", *operations], timeout_s)
-            tables = {table: part["rows"] for table, part in zip(_COLUMNS, result)}
-            return layout_from_rows(tables, os.path.dirname(path))
-        except (OSError, ValueError, KeyError, TypeError):
+            return _layout(result, os.path.dirname(path))
+        except (OSError, ValueError):
             continue
     return None
 
@@ -102,17 +109,32 @@ def read_layout(timeout_s: float = _TIMEOUT_S) -> Optional[OvsLayout]:
 def layout_from_rows(tables: Mapping[str, Rows], rundir: str = _DEFAULT_RUNDIR) -> OvsLayout:
     """Join the selected rows of the four tables.
 
-    :raises KeyError, ValueError, TypeError: rows of another shape.
+    :raises ValueError: rows of another shape.
     """
+    try:
+        return _joined(tables, rundir)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"rows of another shape: {error}") from None
+
+
+def _layout(result: Any, rundir: str) -> OvsLayout:
+    try:
+        tables = {table: part["rows"] for table, part in zip(_COLUMNS, result)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an answer of another shape: {error}") from None
+    return layout_from_rows(tables, rundir)
+
+
+def _joined(tables: Mapping[str, Rows], rundir: str) -> OvsLayout:
     interfaces = {row["_uuid"][1]: _port(row) for row in tables["Interface"]}
     of_port = {row["_uuid"][1]: _uuids(row["interfaces"]) for row in tables["Port"]}
     bridges = []
     for row in tables["Bridge"]:
         members = [uuid for port in _uuids(row["ports"]) for uuid in of_port.get(port, [])]
         ports = tuple(interfaces[uuid] for uuid in members if uuid in interfaces)
-        bridges.append(OvsBridge(row["name"], row["datapath_type"] in ("", "system"), ports))
+        bridges.append(OvsBridge(_name(row), row["datapath_type"] in ("", "system"), ports))
     settings = [_map(row["other_config"]) for row in tables["Open_vSwitch"]]
-    offload = any(one.get("hw-offload", "").lower() == "true" for one in settings)
+    offload = any(str(one.get("hw-offload")).lower() == "true" for one in settings)
     return OvsLayout(tuple(bridges), offload, rundir)
 
 
@@ -122,20 +144,36 @@ def fdb_macs(layout: OvsLayout, device: str, timeout_s: float = _TIMEOUT_S) -> L
     if bridge is None:
         return []
     numbers = {str(port.number) for port in bridge.ports if port.name == device}
-    for path in sorted(Path(layout.rundir).glob("ovs-vswitchd.*.ctl")):
+    for path in islice(Path(layout.rundir).glob("ovs-vswitchd.*.ctl"), _MAX_SOCKETS):
         try:
             table = str(_call(str(path), "fdb/show", [bridge.name], timeout_s))
         except (OSError, ValueError):
             continue
         lines = [line.split() for line in table.splitlines()[1:]]
-        return [line[2] for line in lines if len(line) >= 4 and line[0] in numbers]
+        return [
+            line[2] for line in lines if len(line) >= 4 and line[0] in numbers and _is_mac(line[2])
+        ]
     return []
+
+
+def _is_mac(text: str) -> bool:
+    try:
+        return len(parse_mac(text)) == 6
+    except ValueError:
+        return False
 
 
 def _port(row: Mapping[str, Any]) -> OvsPort:
     number = row["ofport"] if isinstance(row["ofport"], int) and row["ofport"] > 0 else None
     peer = _map(row["options"]).get("peer") if row["type"] == "patch" else None
-    return OvsPort(row["name"], row["type"], peer, number)
+    return OvsPort(_name(row), str(row["type"]), None if peer is None else str(peer), number)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    name = row["name"]
+    if not isinstance(name, str):
+        raise TypeError("a name that is no text")
+    return name
 
 
 def _uuids(value: List[Any]) -> List[str]:
@@ -167,7 +205,8 @@ def _database_sockets() -> Iterator[str]:
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as stream:
-            return stream.read()
+            # Bounded: a process may point its command line at all of its memory.
+            return stream.read(_MAX_FILE_BYTES)
     except OSError:
         return b""
 
@@ -178,6 +217,7 @@ def _call(path: str, method: str, params: Sequence[Any], timeout_s: float) -> An
     :raises OSError: nobody listens, or no answer in time.
     :raises ValueError: an answer that is an error or no JSON.
     """
+    deadline = time.monotonic() + _PATIENCE * timeout_s
     request = json.dumps({"method": method, "params": params, "id": 1}).encode()
     decoder = json.JSONDecoder()
     received = b""
@@ -190,11 +230,17 @@ def _call(path: str, method: str, params: Sequence[Any], timeout_s: float) -> An
             if not part:
                 break
             received += part
+            if time.monotonic() > deadline:
+                raise socket.timeout("no whole answer in time")
+            if not part.rstrip().endswith(b"}"):
+                continue
             try:
                 answer, _ = decoder.raw_decode(received.decode())
             except ValueError:  # not whole yet
                 continue
-            if answer.get("error") is not None:
-                raise ValueError(str(answer["error"]))
+            except RecursionError:
+                raise ValueError("an answer nested too deep") from None
+            if not isinstance(answer, dict) or "result" not in answer or answer.get("error"):
+                raise ValueError("the answer is an error")
             return answer["result"]
     raise ValueError("no whole answer")

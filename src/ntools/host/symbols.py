@@ -18,7 +18,7 @@ __all__ = ["Symbol", "Symbols"]
 
 _KALLSYMS = Path("/proc/kallsyms")
 _CHUNK_BYTES = 65536
-_CODE = re.compile(rb"^([0-9a-f]+) [tTwW] (.+)$", re.MULTILINE)
+_CODE = re.compile(rb"^([0-9a-f]{1,16}) [tTwW] (.+)$", re.MULTILINE)
 
 # A symbol without a next one in its module may be this long. Beyond, the address is in a gap
 # between two mappings and has no name.
@@ -155,7 +155,7 @@ class _Table:
         return Symbol(name, address - start, module)
 
     def range(self, name: str) -> Optional[Tuple[int, int]]:
-        wanted = name.encode()
+        wanted = name.encode("utf-8", "replace")
         at = -1
         for end in (b"\n", b"\t"):
             found = self._names.find(b"\n" + wanted + end)
@@ -166,11 +166,13 @@ class _Table:
         return self._span(at + 1)
 
     def matching(self, pattern: str) -> "List[Tuple[str, int, int]]":
+        if not pattern.isascii():  # no symbol is anything else
+            return []
         wild = {"*": r"[^.\n\t]*", "?": r"[^.\n\t]"}
         shape = "".join([wild.get(char) or re.escape(char) for char in pattern])
         search = re.compile(r"\n(?=({})(?:\.[^\n\t]*)?[\n\t])".format(shape).encode())
         return [
-            (hit.group(1).decode(), *self._span(hit.start() + 1))
+            (hit.group(1).decode("utf-8", "replace"), *self._span(hit.start() + 1))
             for hit in search.finditer(self._names)
         ]
 

@@ -7,7 +7,7 @@ bonds, VLAN devices, veth pairs between two switches and patch ports.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from ntools.errors import UsageProblem
 from ntools.host import ovs as _ovs
@@ -25,6 +25,7 @@ _MAX_DEPTH = 8  # as the kernel (MAX_NEST_DEV)
 # The port of the switch inside a NIC that leads to a virtual or sub-function.
 _REPRESENTOR = re.compile(r"(c\d+)?pf\d+(vf|sf)\d+$")
 
+_Known = Dict[Tuple[int, Optional[int], int], List[Tuple[Device, Optional[int]]]]
 _LayoutReader = Callable[[], Optional[_ovs.OvsLayout]]
 
 
@@ -101,18 +102,24 @@ def _unstack(
     devices: Devices,
     passed: Dict[int, Device],
     depth: int = _MAX_DEPTH,
+    known: Optional[_Known] = None,
 ) -> List[Tuple[Device, Optional[int]]]:
     if device.kind not in _STACKED or not device.lower or depth == 0:
         return [(device, vlan_id)]
     passed[device.ifindex] = device
     if device.kind == "vlan":  # of several tags the lowest device sees the outermost
         vlan_id = device.vlan_id
-    found: List[Tuple[Device, Optional[int]]] = []
-    for ifindex in device.lower:
-        lower = devices.by_index(ifindex)
-        if lower is not None:
-            found += _unstack(lower, vlan_id, devices, passed, depth - 1)
-    return found
+    # What several stand on is resolved once: the ways through a stack multiply from level to level.
+    known = {} if known is None else known
+    key = (device.ifindex, vlan_id, depth)
+    if key not in known:
+        found: List[Tuple[Device, Optional[int]]] = []
+        for ifindex in device.lower:
+            lower = devices.by_index(ifindex)
+            if lower is not None:
+                found += _unstack(lower, vlan_id, devices, passed, depth - 1, known)
+        known[key] = list(dict.fromkeys(found))
+    return known[key]
 
 
 def is_representor(device: Device) -> bool:
@@ -157,6 +164,9 @@ class _Walk:
     kinds: List[str] = field(default_factory=list)
     switches: List[str] = field(default_factory=list)
     warnings: List[str] = field(default_factory=list)
+    _waiting: List[Tuple[Device, Device]] = field(default_factory=list)
+    _visited: Set[Tuple[int, int]] = field(default_factory=set)
+    _hardware: Dict[Tuple[int, int], bool] = field(default_factory=dict)
     _layout: Optional[_ovs.OvsLayout] = None
     _asked: bool = False
 
@@ -171,8 +181,16 @@ class _Walk:
             self.switch(device, master)
         else:
             self._warn(f"{device.name} is in '{master.name}' ({master.kind}), which is no switch")
+        while self._waiting:  # one after the other: a chain of switches may be of any length
+            self._visit(*self._waiting.pop(0))
 
     def switch(self, member: Device, master: Device) -> None:
+        """Note a switch whose ports are to be visited; ``member`` is where it was met."""
+        if (member.ifindex, master.ifindex) not in self._visited:
+            self._visited.add((member.ifindex, master.ifindex))
+            self._waiting.append((member, master))
+
+    def _visit(self, member: Device, master: Device) -> None:
         """Visit all ports of the switch ``member`` is in."""
         if master.kind == "bridge":
             self._note_switch(master.name, "bridge")
@@ -256,9 +274,14 @@ class _Walk:
                 self.passed[device.ifindex] = device
 
     def _on_hardware(self, device: Device, depth: int) -> bool:
-        return depth > 0 and any(
-            one.has_bus_device or self._on_hardware(one, depth - 1) for one in self._ports(device)
-        )
+        known = self._hardware.get((device.ifindex, depth))
+        if known is None:
+            known = depth > 0 and any(
+                one.has_bus_device or self._on_hardware(one, depth - 1)
+                for one in self._ports(device)
+            )
+            self._hardware[device.ifindex, depth] = known
+        return known
 
     def _without_master(self, device: Device) -> None:
         layout = self._ovs_layout()

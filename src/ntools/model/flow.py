@@ -126,6 +126,8 @@ class Flow(NamedTuple):
     def from_kernel(cls, values: Sequence[Any]) -> Flow:
         """A flow from the fields of ``struct nt_tuple`` in their order."""
         src, dst, src_port, dst_port, eth_type, family, protocol = values
+        if family not in (4, 6):
+            family = 0
         size = 16 if family == 6 else 4
         return cls(family, protocol, src[:size], dst[:size], src_port, dst_port, eth_type)
 

@@ -37,6 +37,9 @@ PERCENTILES: Tuple[Tuple[str, float], ...] = (
 
 _SCALE = "log2"
 _MILLION = 1000000
+# Of records that others made: sums of 64-bit values, and as many sub-slots as anybody needs.
+_LARGEST = (1 << 128) - 1
+_MAX_SUB = 8
 
 # struct nt_hist: count, sum, min[2], max[2], gen[2], under, over, slots[112].
 _KERNEL_SUB = 2
@@ -54,6 +57,13 @@ _KERNEL_NUMBERS = _SLOTS + _KERNEL_SLOTS
 
 #: One CPU's struct nt_hist: raw bytes, or its fields with the arrays as bytes.
 KernelCell = Union[bytes, Tuple[Any, ...]]
+
+
+def _whole(value: Any, least: int = 0, most: int = _LARGEST) -> int:
+    """A whole number of a record, within bounds."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError("not a histogram: a number out of range")
+    return value
 
 
 def slot_of(value: int, sub: int) -> int:
@@ -257,21 +267,29 @@ class Histogram:
     def from_fields(cls, fields: Mapping[str, Any]) -> Histogram:
         """The histogram of a ``hist`` record.
 
-        :raises ValueError: a scale this version does not know.
+        :raises ValueError: a scale this version does not know, or no histogram at all.
         """
         if fields.get("scale", _SCALE) != _SCALE:
             raise ValueError(f"histogram scale '{fields['scale']}' is not known")
-        sub = int(fields["sub"])
+        try:
+            return cls._from_fields(fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a histogram: {error}") from None
+
+    @classmethod
+    def _from_fields(cls, fields: Mapping[str, Any]) -> Histogram:
+        sub = _whole(fields["sub"], 0, _MAX_SUB)
         low, high = fields.get("range") or (0, None)
-        last = None if high is None else slot_of(high, sub)
-        hist = cls(str(fields["unit"]), sub, slot_of(low, sub), last)
-        hist.count = fields["count"]
-        hist.sum = fields["sum"]
-        hist.min = fields.get("min")
-        hist.max = fields.get("max")
-        hist.under = fields.get("under", 0)
-        hist.over = fields.get("over", 0)
-        hist.slots = dict(fields["slots"])
+        last = None if high is None else slot_of(_whole(high), sub)
+        hist = cls(str(fields["unit"]), sub, slot_of(_whole(low), sub), last)
+        hist.count = _whole(fields["count"])
+        hist.sum = _whole(fields["sum"], -_LARGEST)
+        ends = (fields.get("min"), fields.get("max"))
+        hist.min, hist.max = [None if end is None else _whole(end, -_LARGEST) for end in ends]
+        hist.under = _whole(fields.get("under", 0))
+        hist.over = _whole(fields.get("over", 0))
+        most = slot_of(_LARGEST, sub)
+        hist.slots = {_whole(slot, 0, most): _whole(n) for slot, n in fields["slots"]}
         return hist
 
     def _record_percentile(self, share: float) -> Optional[List[Optional[int]]]:

@@ -16,6 +16,7 @@ __all__ = ["Packet", "PacketDecoder"]
 _TUPLE = ("src", "dst", "src_port", "dst_port", "eth_proto", "family", "protocol")
 _TCP = 6
 _VLAN_NONE = 0xFFFF
+_VLAN_MASK, _PCP_MASK = 0xFFF, 7
 _ARP_OPERATIONS = {1: "request", 2: "reply", 3: "reverse_request", 4: "reverse_reply"}
 
 
@@ -161,8 +162,8 @@ class PacketDecoder:
             fields["eth_src"] = mac_text(event[places["smac"]])
             fields["eth_dst"] = mac_text(event[places["dmac"]])
         if event[places["vlan_id"]] != _VLAN_NONE:
-            fields["vlan_id"] = event[places["vlan_id"]]
-            fields["vlan_pcp"] = event[places["vlan_pcp"]]
+            fields["vlan_id"] = event[places["vlan_id"]] & _VLAN_MASK
+            fields["vlan_pcp"] = event[places["vlan_pcp"]] & _PCP_MASK
         if event[places["inner_vlan_id"]] != _VLAN_NONE:
-            fields["inner_vlan_id"] = event[places["inner_vlan_id"]]
+            fields["inner_vlan_id"] = event[places["inner_vlan_id"]] & _VLAN_MASK
         return fields
