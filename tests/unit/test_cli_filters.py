@@ -180,7 +180,7 @@ def test_devices_of_a_vm(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--vm", "web", "--interface", "vnet1"), ["vnet1", "vnet0"]),
         (("--interface", "vnet1"), ["vnet1"]),
     ):
-        _, found = drop._where(drop.parser().parse_args(argv))
+        _, _, found = drop._where(drop.parser().parse_args(argv))
         assert [device.name for device in found] == names
     monkeypatch.setattr(vm.guests, "guest_devices", lambda guest, devices: [])
     with pytest.raises(UsageProblem, match="VM 'web' has no tap device"):

@@ -18,12 +18,11 @@ from unit.test_drop_engine import KALLSYMS, REASONS, FakeChannel, FakeMap, FakeO
 import ntools
 from ntools._loader.btf import Types
 from ntools._loader.elf import sections
-from ntools.engine import drop as drop_module
-from ntools.engine import flight as flight_module
 from ntools.engine.drop import DIMENSIONS, DropEngine, DropOptions
 from ntools.engine.flight import FlightEngine, FlightOptions
+from ntools.engine.lookups import HostLookups
 from ntools.engine.places import Places
-from ntools.host.devices import Device
+from ntools.host.devices import Device, DeviceNames
 from ntools.host.guests import MacSeed
 from ntools.host.symbols import Symbols
 from ntools.host.uplink import Topology
@@ -51,11 +50,8 @@ def kernel(tmp_path_factory, monkeypatch):
         pytest.skip("no object: make build")
     path = tmp_path_factory.mktemp("kernel") / "kallsyms"
     path.write_text(KALLSYMS)
-    monkeypatch.setattr("ntools.engine.places.Symbols", lambda: Symbols(path))
-    monkeypatch.setattr(flight_module, "Symbols", lambda: Symbols(path))
-    monkeypatch.setattr(
-        drop_module.DeviceNames, "name", lambda self, netns, index: f"\x1b[{index}m\u202e"
-    )
+    monkeypatch.setattr("ntools.host.symbols.Symbols", lambda: Symbols(path))
+    monkeypatch.setattr(DeviceNames, "name", lambda self, netns, index: f"\x1b[{index}m\u202e")
 
 
 class Output:
@@ -106,7 +102,7 @@ PAIR = TYPES["flight_detail"].struct("nt_pair_key") if TYPES else None
 @example(raws=[b"\xff" * EVENT.size], names=True, verbose=True)
 def test_any_drop_event(raws, names, verbose):
     obj = FakeObject(REASONS if names else {})
-    engine = DropEngine(obj, DropOptions(criteria={"used": ()}))
+    engine = DropEngine(obj, DropOptions())
     engine.begin()
     out = Output(DropView(1, True, verbose, True))
     engine.take([EVENT.codec.unpack(raw) for raw in raws], out.writer)
@@ -123,7 +119,7 @@ def test_any_drop_event(raws, names, verbose):
 )  # fmt: skip
 def test_any_row(keys, by, totals):
     obj = FakeObject()
-    engine = DropEngine(obj, DropOptions(criteria={"used": ()}, group_by=tuple(sorted(by))))
+    engine = DropEngine(obj, DropOptions(group_by=tuple(sorted(by))))
     engine.begin()
     obj.maps["drop_groups"] = FakeMap({KEY.codec.unpack(k): v for k, v in keys.items()})
     obj.maps["drop_totals"] = FakeMap({slot: [(n, 0)] for slot, n in totals.items()})
@@ -136,7 +132,7 @@ def test_any_row(keys, by, totals):
 
 @given(raw=st.binary(max_size=260), location=U64)
 def test_any_stack(raw, location):
-    for frame in Places().stack(raw, location):
+    for frame in Places(HostLookups(None)).stack(raw, location):
         assert set(frame) >= {"function", "offset", "addr"}
 
 

@@ -199,10 +199,10 @@ class FlightEngine(Engine):
         shown = 0
         start, last = self._at["start_ns"], self._at["last_ns"]
         for record in records:
-            # The kernel has looked at this; a replay may ask for slower ones.
-            if record[last] - record[start] >= self._options.threshold_ns:
-                self._packet(record, "completed", writer)
-                shown += 1
+            if 0 <= record[last] - record[start] < self._options.threshold_ns:
+                continue  # the kernel has looked at this; a replay may ask for slower ones
+            self._packet(record, "completed", writer)
+            shown += 1
         return shown
 
     def sweep(self, writer: "Writer") -> None:
@@ -284,6 +284,7 @@ class FlightEngine(Engine):
         """Ends pronounced here, and their groups."""
         return {
             **super().state(),
+            "macs_refused": self._macs_refused,
             "swept": [[list(key), count] for key, count in self._swept.items()],
             "groups": [
                 [list(group), count, self._examples[group]] for group, count in self._groups.items()
@@ -293,6 +294,7 @@ class FlightEngine(Engine):
     def restore(self, state: Dict[str, Any]) -> None:
         """See :meth:`Engine.restore`."""
         super().restore(state)
+        self._macs_refused = int(state["macs_refused"])
         for (direction, end), count in state["swept"]:
             self._swept[direction, end] = int(count)
         for group, count, example in state["groups"]:
