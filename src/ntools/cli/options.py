@@ -8,6 +8,7 @@ import argparse
 from typing import Any, Callable, Tuple
 
 __all__ = [
+    "FILTERS",
     "add_common",
     "add_filter",
     "add_netns",
@@ -24,6 +25,20 @@ __all__ = [
     "seconds",
     "timeout_ms",
 ]
+
+
+#: A section of the manual of commands with :func:`add_filter`.
+FILTERS = """\
+All criteria have to fit, and of the values of one, separated by commas, any will do. A packet
+without a field does not fit: ports are only in first fragments, and behind up to 6 IPv6 extension
+headers and two VLAN tags. An address also takes ARP, unless -4 is given. --bidir exchanges MAC
+addresses, addresses and ports all at once.
+
+A --filters-file has a rule per line:
+
+    # web servers, both ways
+    --dst-ip 10.0.0.0/24,fd00::/64 --dst-port 80,443 --bidir
+    --vlan 100-199 --eth-type arp"""
 
 
 def add_common(parser: argparse.ArgumentParser, interval_s: float) -> None:

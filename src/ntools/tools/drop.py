@@ -185,6 +185,7 @@ MANUAL = {
     "line counts what has no row. The summary says how many drops matched the filters and how "
     "many of them were shown; the difference is in the loss line. Totals by reason are exact "
     "whatever was lost.",
+    "FILTERS": options.FILTERS,
     "OVERHEAD": "Class low for tables, variable for events. Nothing runs for packets that are "
     "delivered; a drop costs the filter, then one record or one update of a map. Measure the cost "
     "per drop with kernel.bpf_stats_enabled=1 and the fields bpf_ns and runs of the summary. "

@@ -168,6 +168,7 @@ MANUAL = {
     "per pair of stages with count and times in microseconds, the pair with the largest share of "
     "the total marked with *; for packets that did not complete, the last stage reached, the next "
     "one expected, and the free event seen as evidence. started is always the sum of all ends.",
+    "FILTERS": options.FILTERS,
     "OVERHEAD": "Class low (summary) or variable (details). A packet that is not followed costs "
     "one map lookup per stage, two at dev.rx and dev.queue; a followed one two reads of its "
     "headers and two lookups. Start to ready: 0.21 s of CPU and 36 MiB at most (details 0.22 s "
