@@ -135,6 +135,12 @@ static __always_inline __u32 nt_sock_netns(struct sock *sk)
 /* All inode numbers of namespaces are above: 0xEFFFFFF9 in 6.18, 0xF0000000 and more in others. */
 #define NT_FIRST_INUM 0xE0000000U
 
+/* What the kernel takes in the name of a device: anything but white space, and no end. */
+static __always_inline int nt_may_start_name(__u8 c)
+{
+	return c && c != ' ' && (c < '\t' || c > '\r');
+}
+
 /*
  * skb->dev is the device until the packet is put into a socket's queue, where the same word holds
  * a tree node or a length. It is believed when it leads to a namespace with the number of one, and
@@ -151,7 +157,7 @@ static __always_inline int nt_drop_device(struct sk_buff *skb, const int direct,
 		return 0;
 	inum = nt_inum(net);
 	if (inum < NT_FIRST_INUM || !ifindex || ifindex >> 31 ||
-	    bpf_core_read(d->name, sizeof(d->name), &dev->name) || (__u8)d->name[0] <= ' ' ||
+	    bpf_core_read(d->name, sizeof(d->name), &dev->name) || !nt_may_start_name(d->name[0]) ||
 	    d->name[15]) {
 		d->name[0] = 0;
 		return 0;

@@ -99,7 +99,7 @@ class FakeVm:
             text = self._stderr.read().decode(errors="replace").strip()
             raise FakeVmFailed(f"fakevm on '{self.tap}' ended with {self._process.wait()}: {text}")
         *complete, self._buffer = (self._buffer + data).split(b"\n")
-        self._waiting += [json.loads(line) for line in complete]
+        self._waiting += [_decoded(line) for line in complete]
 
     def _expect(self, kind: str, timeout_s: float) -> Dict[str, Any]:
         deadline = time.monotonic() + timeout_s
@@ -202,3 +202,9 @@ class FakeVm:
             if record.pop("type") == "counters":
                 self.final = record
         return self.final
+
+
+def _decoded(line: bytes) -> Dict[str, Any]:
+    """An answer; it repeats the name of the tap, which may be made of any bytes."""
+    answer: Dict[str, Any] = json.loads(line.decode("utf-8", "replace"), strict=False)
+    return answer

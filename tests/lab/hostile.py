@@ -6,7 +6,7 @@ from __future__ import annotations
 import unicodedata
 from typing import List
 
-__all__ = ["COMMS", "DEVICES", "flaws"]
+__all__ = ["COMMS", "DEVICES", "flaws", "shown"]
 
 #: Interface names the kernel takes: 1 to 15 bytes, no NUL, no '/', no ':', no white space. Escape
 #: sequences, BEL, C1 bytes alone and in UTF-8, bidi overrides, what Python takes for white space,
@@ -23,8 +23,8 @@ DEVICES: List[bytes] = [
     b"\xff\xfe\xc3(",
     b"\\xff\\xfe\\xc3(",
     b"a,b",
-    b'"},{"a":"',
-    b"{0}%s%n",
+    b'"},[{"a"',
+    b"{0}{a!r}$(id)",
     b"\x7f\x08\x08\x08",
 ]
 
@@ -49,3 +49,12 @@ def flaws(text: str) -> List[str]:
         for at, char in enumerate(text)
         if char != " " and unicodedata.category(char)[0] in "CZ"
     ]
+
+
+def shown(name: bytes) -> str:
+    """A name as records have it: what is not safe, and what is no UTF-8, byte by byte as \\xNN."""
+    text = ""
+    for char in name.decode("utf-8", "surrogateescape"):
+        data = char.encode("utf-8", "surrogateescape")
+        text += "".join(f"\\x{byte:02x}" for byte in data) if flaws(char) else char
+    return text
