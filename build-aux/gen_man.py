@@ -25,6 +25,25 @@ import commands
 
 ORDER = ["OUTPUT", "EXAMPLES", "OVERHEAD", "LIMITS", "EXIT STATUS"]
 
+SAFETY = """
+Every mode has an overhead class, shown by --dry-run and in the header record. What costs per
+packet (class variable or high) is refused with exit status 5 when a filter is missing, when another
+such run of the same engine is going on (a lock in /run/ntools, gone with its process; containers
+with a /run of their own have locks of their own), or when the admission test says so: for
+--admit-s seconds the attached programs only count, then the rate is compared with the limits.
+Short memory is a reason for every mode. --force overrides, and is noted in header and summary.
+
+While it runs, events pass a bucket of tokens in the kernel: --max-events per second and a burst of
+one second. Once a second BPF run time (--max-overhead), own CPU time (--max-cpu), demand for events
+and losses are looked at. At half of a limit there is a warning; above it events are sampled by what
+the packet is, 1/2, 1/4, 1/8; then events are switched off; then the run ends with exit status 6.
+Tables and histograms count all packets meanwhile. Demand for events alone leads to sampling only.
+After 30 calm seconds it goes one step back, three times at most. governor records tell each step.
+
+The programs live by a heartbeat: when the command is stopped or hangs for more than 10 s they
+return at once, and it says so when it goes on.
+"""
+
 EXIT_STATUS = [
     ("0", "Done; also after an interrupt, with the summary printed."),
     ("1", "Failed."),
@@ -155,6 +174,8 @@ def page(command: commands.Command, names: List[str], version: str, date: str) -
         lines += options(subparser)
     lines += ['.SH "OPTIONS"', *options(parser)]
 
+    if any("--max-overhead" in action.option_strings for action in parser._actions):
+        sections.setdefault("SAFETY", inspect.cleandoc(SAFETY))
     if parser.epilog:
         sections.setdefault("EXAMPLES", examples(filled_in(parser, parser.epilog)))
     further = [h for h in sections if h not in ["DESCRIPTION", *ORDER, "SEE ALSO"]]

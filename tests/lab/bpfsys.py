@@ -13,7 +13,8 @@ import platform
 import struct
 import time
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, Iterator, Optional, Union
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, Optional, Tuple, Union
 
 __all__ = [
     "BpfObjects",
@@ -25,6 +26,9 @@ __all__ = [
     "btf_id",
     "create_map",
     "load_program",
+    "objects_of",
+    "program_runs",
+    "run_statistics",
 ]
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
@@ -32,6 +36,8 @@ _NR_PERF = {"x86_64": 298, "aarch64": 241}[platform.machine()]
 _MAP_CREATE, _PROG_LOAD, _RAW_OPEN, _LOOKUP_BATCH = 0, 5, 17, 24
 _PROG_NEXT, _MAP_NEXT, _LINK_NEXT = 11, 12, 31
 _PROG_FD, _MAP_FD, _LINK_FD, _INFO = 13, 14, 30, 15
+_ENABLE_STATS = 32
+_RUN_TIME_AT, _RUNS_AT = 192, 200  # in struct bpf_prog_info
 MAP_HASH, MAP_RINGBUF = 1, 27
 PROG_RAW_TRACEPOINT, PROG_TRACING = 17, 26
 TRACE_RAW_TP, TRACE_FENTRY = 23, 24
@@ -183,6 +189,37 @@ def bpf_snapshot() -> BpfObjects:
         number, program = struct.unpack_from("=I", raw)[0], struct.unpack_from("=I", raw, 12)[0]
         found.links[number] = str(program)
     return found
+
+
+def objects_of(pid: int) -> BpfObjects:
+    """Programs, maps and links a process has open, by id; other runs of the host do not count."""
+    found = BpfObjects()
+    kinds = {"prog_id": found.progs, "map_id": found.maps, "link_id": found.links}
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            for line in entry.read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in kinds:
+                    kinds[name][int(value)] = ""
+    return found
+
+
+@contextlib.contextmanager
+def run_statistics() -> Iterator[None]:
+    """The kernel's run statistics of programs are on inside; kernels from 5.8 on."""
+    with _closing(_bpf(_ENABLE_STATS, bytearray(4))):
+        yield
+
+
+def program_runs(programs: Iterable[int]) -> Tuple[int, int]:
+    """(run time in ns, runs) of these programs together."""
+    total_ns = total_runs = 0
+    for number in programs:
+        with _closing(_bpf(_PROG_FD, bytearray(struct.pack("=I", number)))) as descriptor:
+            info = _info(descriptor)
+        total_ns += struct.unpack_from("=Q", info, _RUN_TIME_AT)[0]
+        total_runs += struct.unpack_from("=Q", info, _RUNS_AT)[0]
+    return total_ns, total_runs
 
 
 def bpf_leftovers(

@@ -16,10 +16,10 @@ __all__ = ["accounted", "checked", "gives_reasons", "reason", "rows", "watch"]
 _LOST = ("ring_full", "perf_lost", "governor_dropped", "group_full")
 
 
-def watch(ns: Namespace, *args: str, env: Optional[Mapping[str, Optional[str]]] = None) -> Tool:
+def watch(ns: Namespace, *args: str, **how: Any) -> Tool:
     """The command in a namespace, limited to it, with JSON records."""
     options = ["--netns", ns.name, "--format", "json", *PATIENT, "--admit-s", "0.2", *args]
-    return Tool(ns, "ntools-drop", options, env=env)
+    return Tool(ns, "ntools-drop", options, **how)
 
 
 def gives_reasons(result: Result) -> bool:

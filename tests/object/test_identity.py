@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from object import packets as p  # noqa: E402
 from object.parsing import Parser, harness_fixture, parser_fixture  # noqa: E402
+
+from ntools.engine.budget import identity  # noqa: E402
 
 __all__ = ["harness_fixture", "parser_fixture"]
 
@@ -119,3 +122,14 @@ def test_spread(parser: Parser) -> None:
     for bit in range(32):
         assert 2300 < sum(value >> bit & 1 for value in seen) < 2700
     assert 0 not in seen
+
+
+def test_user_space_computes_the_same_key(parser: Parser) -> None:
+    """Records made there are sampled as those of the kernel."""
+    for number in range(20):
+        found = parser.bytes(p.ip4(p.udp(TEXT[number:]), 17, ident=number), IP4)
+        flow = found["pkt"]["tuple"]
+        ports = struct.pack("<HHH", flow["src_port"], flow["dst_port"], flow["eth_proto"])
+        raw = bytes(flow["src"]) + bytes(flow["dst"]) + ports
+        raw += bytes([flow["family"], flow["protocol"]])
+        assert identity(raw, found["digest"]) == found["key"]

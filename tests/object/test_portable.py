@@ -271,6 +271,16 @@ def test_keys_have_no_holes(obj):
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda row: row.name)
+def test_a_command_has_the_guard_by_being_one(command):
+    for name in command.objects:
+        types = objects.load(name, "x86").types()
+        fields = {field.name for field in types.struct(types.manifest()["cfg"][1]).fields}
+        assert {"guard__heartbeat_ns", "guard__sample_shift", "guard__flags"} <= fields, name
+        assert {"nt_rates", "nt_gates", "nt_flows"} <= set(objects.load(name, "x86").maps), name
+        assert types.enum("nt_guard_flag") and types.enum("nt_guard_size"), name
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda row: row.name)
 def test_points_of_a_command_are_in_its_objects(command):
     for name in command.objects:
         points = {program.point for program in objects.load(name, "x86").programs.values()}

@@ -168,3 +168,30 @@ def test_lines_of_a_view_are_made_safe_too():
     view.header = lambda rec: ["\x1b[2J", "a\nb"]
     TextSink(view, out).header({"type": "header"})
     assert out.getvalue() == "\\x1b[2J\na\\x0ab\n"
+
+
+COST = {"user_cpu_ns": 250_000_000, "max_rss_bytes": 1, "source": "kernel", "bpf_ns": 5, "runs": 5,
+        "bpf_run_ns": 312.4, "bpf_runs_per_s": 123456.7, "bpf_pct": 0.12345}  # fmt: skip
+
+
+def test_cost_is_in_the_footer():
+    rec = {"cost": COST, "duration_ns": 10_000_000_000}
+    assert text.cost_line(rec) == (
+        "cost: 0.123 % of all CPUs in the kernel (123k runs/s of 312 ns), 2.5 % of one here"
+    )
+    assert "~0.123 %" in text.cost_line({**rec, "cost": {**COST, "source": "table"}})
+    assert text.cost_line({"cost": {"user_cpu_ns": 1}}) is None
+
+
+def test_governor_is_shown_by_every_view():
+    out = io.StringIO()
+    writer = Writer(TextSink(object(), out), "t")
+    writer.header()
+    writer.record("governor", action="sample", cause="max_cpu", sample=4, events=True)
+    writer.record("governor", action="gap", cause="heartbeat", gap_ns=12_300_000_000)
+    writer.summary("governor", cost=COST)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "!     safety: events of 1 packet in 4 from now on (max_cpu)"
+    assert lines[1] == "!     safety: stopped for 12.3 s: nothing was counted meanwhile"
+    assert lines[2].startswith("cost: ")
+    assert max(map(len, lines)) <= 80

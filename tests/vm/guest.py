@@ -9,6 +9,7 @@ capabilities, more skips). Writes JSON lines to OUT/results.jsonl as things happ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import importlib
 import importlib.util
@@ -49,6 +50,17 @@ class Report:
         row = {"event": event, "time_s": round(time.monotonic(), 2), **fields}
         os.write(self._fd, (json.dumps(row) + "\n").encode())
         return row
+
+
+@contextlib.contextmanager
+def _statistics_held():
+    """Somebody has them on all the time: no command switches them."""
+    from lab import bpfsys
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # before 5.8
+            stack.enter_context(bpfsys.run_statistics())
+        yield
 
 
 def warm_up() -> None:
@@ -113,8 +125,11 @@ def main() -> int:
         subprocess.run(["modprobe", "-a", *MODULES], stderr=subprocess.DEVNULL, check=False)
     # Switching packet time stamps on and off patches kernel code, and two emulated CPUs have
     # been seen to trip over that: one socket keeps them on for the whole run.
+    held = contextlib.ExitStack()
     stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+    if not options.native:  # the same goes for the run statistics of BPF programs
+        held.enter_context(_statistics_held())
     warm_up()
     have = lab_caps.capabilities()
     wanted = {name for s in chosen for name in s.requires}
@@ -142,6 +157,7 @@ def main() -> int:
             print(common.result_line(row), flush=True)
     report.add("done")
     stamps.close()
+    held.close()
     if options.native:
         print(f"{len(chosen)} scenarios, {failed} failed; results in {out}")
     return 1 if failed or not chosen else 0
