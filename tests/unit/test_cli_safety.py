@@ -10,6 +10,7 @@ import pytest
 from ntools.cli import safety
 from ntools.cli.commands import COMMANDS
 from ntools.errors import SafetyRefusal, UsageProblem
+from ntools.model.filter import PacketFilter
 from ntools.tools import vm_latency
 
 
@@ -60,7 +61,8 @@ def test_no_limit_of_events_only_by_force():
 
 def test_everybodys_packets_are_refused():
     with pytest.raises(SafetyRefusal, match="--latency-ms"):
-        safety.need_one_flow(parsed("--details"), {"vm_interface": "vnet0"}, "--details", "advice")
+        safety.need_one_flow(parsed("--details"), PacketFilter(), "--details", "advice")
     for argv in (("--force",), ("--latency-ms", "1"), ("--dry-run",)):
-        safety.need_one_flow(parsed("--details", *argv), {}, "--details", "advice")
-    safety.need_one_flow(parsed(), {"src_ip": "a", "dst_ip": "b"}, "--details", "advice")
+        safety.need_one_flow(parsed("--details", *argv), PacketFilter(), "--details", "advice")
+    both = PacketFilter.from_fields({"rules": [{"src_ip": "10.0.0.1", "dst_ip": "10.0.0.2"}]})
+    safety.need_one_flow(parsed(), both, "--details", "advice")

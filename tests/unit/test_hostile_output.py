@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lab.hostile import flaws
 from unit.hostile import ANY, COMM, DEVICE, VALUE
 
-from ntools.cli import app, plan, session
+from ntools.cli import app, plan
 from ntools.host import blind, ovs, uplink
 from ntools.host.devices import Device, Devices
 from ntools.output.jsonl import JsonSink, Sink, Writer
@@ -177,7 +177,7 @@ def test_warnings_plans_and_descriptions(names, other, typed):
     out, err, text = io.StringIO(), io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         app.warn(Args, warnings)
-        session.warn(Args, [typed])
+        app.warn(Args, [typed])
         plan.print_plan(Plan(), {"interface": vm.name, "reason": (typed,), "netns": other}, "low")
     said = err.getvalue().split("\n")
     assert len(said) == len(warnings) + 2 and all(flaws(line) == [] for line in said)
