@@ -16,9 +16,9 @@ __all__ = ["comparable", "replay", "replayed_equal"]
 def replay(command: str, path: Path, *args: str) -> Result:
     """Replay by a process without capabilities that has no library for BPF to load."""
     tool = shutil.which(command) or str(Tool(None, command).command[0])
-    wrapped = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", tool]
+    # The same user, who may be the only one that can read the interpreter; no capability at all.
+    wrapped = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", tool]
     env = {"NTOOLS_LIBBPF": "no-such-library"}
-    path.chmod(0o644)
     with Tool(None, shutil.which(wrapped[0]) or wrapped[0], [*wrapped[1:], "--replay", str(path),
               "--format", "json", *args], env=env, ready=False) as running:  # fmt: skip
         return running.wait()

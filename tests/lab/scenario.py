@@ -68,7 +68,8 @@ class Context:
 
     def log(self, *parts: object) -> None:
         """Appends a line to the log of the scenario."""
-        with (self.out_dir / f"{self.name}.log").open("a") as stream:
+        path = self.out_dir / f"{self.name}.log"
+        with path.open("a", errors="backslashreplace") as stream:
             stream.write(" ".join(str(part) for part in parts) + "\n")
 
 

@@ -57,6 +57,7 @@ class Store:
 
 class RealChannel(Channel):
     fd = 3
+    capacity = 4096
     unread_bytes = 0
 
     def __init__(self, record):

@@ -89,7 +89,7 @@ def run_guarded(module, scenario, have, out: Path) -> dict:
     try:
         return module.run_one(scenario, have, out)
     except Exception as error:  # a fault of the laboratory must not end the run of the others
-        with (out / f"{scenario.name}.log").open("a") as log:
+        with (out / f"{scenario.name}.log").open("a", errors="backslashreplace") as log:
             traceback.print_exc(file=log)
         reason = f"run_one: {type(error).__name__}: {error}"
         return {"result": "failed", "reason": reason, "seconds": time.monotonic() - began}

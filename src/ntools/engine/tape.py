@@ -210,6 +210,7 @@ class _TapedChannel(Channel):
         self._real = channel
         self._tape = tape
         self.fd = channel.fd
+        self.capacity = int(channel.capacity)
 
     @property
     def lost(self) -> int:  # type: ignore[override]

@@ -11,7 +11,7 @@ from lab.expect import contains, equal
 from lab.latency import check_records
 from lab.netns import Namespace
 from lab.scenario import scenario
-from lab.tool import Tool
+from lab.tool import PATIENT, Tool
 from lab.traffic import udp
 
 _LO = "127.0.0.1"
@@ -78,7 +78,7 @@ def refusals(lab: Any) -> None:
 def text_and_plan(lab: Any) -> None:
     """The text fits 80 columns and tells the facts; --dry-run tells the plan and loads nothing."""
     with Namespace("h") as ns:
-        with Tool(ns, "ntools-drop", ["--netns", ns.name, "--explain"]) as tool:
+        with Tool(ns, "ntools-drop", ["--netns", ns.name, "--explain", *PATIENT]) as tool:
             udp(ns, _LO, 7777, 3, wait_s=0.2)
             text = tool.stop().text
         equal([line for line in text.splitlines() if len(line) > 80], [], "long lines")

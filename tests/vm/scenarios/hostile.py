@@ -57,6 +57,9 @@ def _links(host: Namespace, peer: Namespace) -> List[int]:
         return [socket.if_nametoindex(os.fsdecode(name)) for name in DEVICES]
 
 
+_PACKETS = ("--details", "--force", "--explain")
+
+
 @scenario(requires=("veth",), timeout_s=240)
 def drops_on_devices(lab: Any) -> None:
     """Each device is named by what its name is made of, and found by the name itself."""
@@ -161,7 +164,9 @@ def interface_of_a_vm(lab: Any) -> None:
         arguments = ["--vm-interface", name]
         with (
             Tool(topo.h, "ntools-vm-latency", [*arguments, "--format", "json"]) as summary,
-            Tool(topo.h, "ntools-vm-latency", [*arguments, "--details", "--explain"]) as text,
+            Tool(
+                topo.h, "ntools-vm-latency", [*arguments, "--details", "--force", "--explain"]
+            ) as text,
         ):
             topo.ping(5)
             results = [summary.stop(), text.stop()]

@@ -24,9 +24,7 @@ _LO = "127.0.0.1"
 
 @contextmanager
 def _place() -> Iterator[Path]:
-    """A directory everybody may read."""
     found = Path(tempfile.mkdtemp(prefix="ntrec"))
-    found.chmod(0o755)
     try:
         yield found
     finally:
