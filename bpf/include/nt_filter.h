@@ -9,7 +9,7 @@
  * and the cost does not grow with the number of rules.
  *
  * Keeps: nt_tables, 1 x 8 bytes; with lists 2 KiB per 256 neighbouring values of a criterion that
- *        differ, 1 MiB at the very most. nt_prefixes: nothing; with lists about 60 bytes per entry
+ *        differ, 1 MiB at the very most. nt_prefixes: nothing; with lists up to 200 bytes per entry
  */
 #ifndef NT_FILTER_H
 #define NT_FILTER_H
