@@ -199,6 +199,7 @@ def test_any_command_line_of_a_vmm(arguments):
 @given(which=VALUE, name=COMM)
 @example(which="²", name=b"x")
 @example(which="9" * 5000, name=b"x")
+@example(which="3", name=b"77")
 def test_guests_by_any_text(which, name):
     known = [guests.Guest(3, os.fsdecode(name), None, 1, ())]
     with pytest.MonkeyPatch.context() as patch:

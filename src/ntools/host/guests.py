@@ -123,11 +123,12 @@ def find_guest(which: str) -> Guest:
     :raises UsageProblem: none or several.
     """
     guests = list_guests()
+    found: List[Guest] = []
     if which.isascii() and which.isdigit() and len(which) < 10:
         found = [guest for guest in guests if guest.pid == int(which)]
     elif _UUID.match(which):
         found = [guest for guest in guests if (guest.uuid or "").lower() == which.lower()]
-    else:
+    if not found:  # a name may look like either
         found = [guest for guest in guests if guest.name == which]
     if len(found) == 1:
         return found[0]
