@@ -101,3 +101,16 @@ def test_nothing_is_said_before_the_first_figure():
     meter, _ = meter_of(Statistics())
     assert meter.fields() == {}
     assert meter.tick(0.01) is None
+
+
+def test_records_have_the_mean_of_the_run():
+    meter, programs = meter_of(Statistics())
+    run(meter, programs, 3)
+    programs.pass_second = lambda: None  # nothing runs any more
+    run(meter, programs, 27, start=3)
+    fields = meter.fields()
+    assert meter.cost.runs_per_s == 0
+    assert 3000 <= fields["runs"] < 30000  # held between the windows, then measured as nothing
+    assert fields["bpf_run_ns"] == 300
+    assert fields["bpf_runs_per_s"] == pytest.approx(fields["runs"] / 30, rel=0.01)
+    assert fields["bpf_pct"] == pytest.approx(fields["runs"] * 320 / 2e9 / 30 * 100, rel=0.01)

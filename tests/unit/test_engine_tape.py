@@ -59,6 +59,7 @@ class RealChannel(Channel):
     fd = 3
     capacity = 4096
     unread_bytes = 0
+    capacity = 1 << 20
 
     def __init__(self, record):
         super().__init__(record)
@@ -125,6 +126,13 @@ def taped():
 def replayed(recorder, layouts):
     playback = Playback(Recording({}, layouts, recorder.frames))
     return playback, ReplayedObject(playback, "drop")
+
+
+def test_taped_channel_is_one_to_those_who_wait_for_it(taped):
+    obj, recording, *_ = taped
+    channel = recording.channel()
+    for name in ("fd", "capacity", "unread_bytes", "stride", "fields"):
+        assert getattr(channel, name) == getattr(obj.reader, name), name
 
 
 def test_reads_of_a_step_come_back(taped):

@@ -19,9 +19,11 @@ class Channel:
     :ivar stride: bytes from one record to the next in a batch: 8 bytes of header, the struct, and
         padding to 8.
     :ivar lost: records the kernel could not place, where it counts them itself.
+    :ivar capacity: bytes it can hold, 0 if nothing fills it.
     """
 
     lost = 0
+    capacity = 0
 
     def __init__(self, record: StructType) -> None:
         self.record = record

@@ -53,6 +53,7 @@ class PerfChannel(Channel):
         except BaseException:
             self.close()
             raise
+        self.capacity = sum(ring.size for ring in self._rings)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for records; whether there may be some."""
@@ -68,11 +69,6 @@ class PerfChannel(Channel):
         decode = self.codec.unpack_from
         records.sort(key=lambda record: decode(record)[0])
         yield b"".join(records)
-
-    @property
-    def capacity(self) -> int:
-        """Bytes of all rings."""
-        return sum(ring.size for ring in self._rings)
 
     @property
     def unread_bytes(self) -> int:

@@ -81,7 +81,7 @@ class CostMeter:
         self._hold = False
         self._closes = self._opens = 0.0
         self._before: Optional[_Reading] = None
-        self._ns = self._total_runs = 0.0
+        self._ns = self._total_runs = self._pct_s = self._passed_s = 0.0
         self.source = "table"
         self.cost: Optional[BpfCost] = None
 
@@ -109,6 +109,8 @@ class CostMeter:
         if self.cost is not None:
             self._ns += self.cost.run_ns * self.cost.runs_per_s * passed
             self._total_runs += self.cost.runs_per_s * passed
+            self._pct_s += self.cost.pct * passed
+            self._passed_s += passed
         if self.source == "kernel" and not self._foreign:
             self._switch(now, hold)
         return self.cost
@@ -118,16 +120,16 @@ class CostMeter:
         self._statistics.stop()
 
     def fields(self) -> Dict[str, Any]:
-        """The BPF part of ``cost`` in records; empty before the first figure."""
-        if self.cost is None:
+        """The BPF part of ``cost`` in records: of the run so far; empty before the first figure."""
+        if not self._passed_s:
             return {}
         return {
             "source": self.source,
             "bpf_ns": int(self._ns),
             "runs": int(self._total_runs),
-            "bpf_run_ns": round(self.cost.run_ns, 1),
-            "bpf_runs_per_s": round(self.cost.runs_per_s, 1),
-            "bpf_pct": round(self.cost.pct, 4),
+            "bpf_run_ns": round(self._ns / self._total_runs, 1) if self._total_runs else 0.0,
+            "bpf_runs_per_s": round(self._total_runs / self._passed_s, 1),
+            "bpf_pct": round(self._pct_s / self._passed_s, 4),
         }
 
     def _take(self, before: _Reading, seen: _Reading, passed: float) -> None:

@@ -218,7 +218,7 @@ class Guard:
         return stop
 
     def finish(self) -> None:
-        """The programs are off: take the last figures, give the switch of statistics back."""
+        """Take the last figures, give the switch of statistics back."""
         if self._meter is not None:
             self._meter.tick(time.monotonic())
             self._meter.close()
@@ -290,8 +290,9 @@ class Guard:
 
     def _ring_pct(self) -> float:
         channel = self._engine.channel()
-        capacity = getattr(channel, "capacity", 0)
-        return 100.0 * channel.unread_bytes / capacity if channel is not None and capacity else 0.0
+        if channel is None or not channel.capacity:
+            return 0.0
+        return float(100.0 * channel.unread_bytes / channel.capacity)
 
     # -- what the governor decides -------------------------------------------------------------
 

@@ -233,8 +233,8 @@ def drive(
         sys.stderr.write(ready_line(engine.obj) + "\n")
         sys.stderr.flush()
         end = _loop(live, guard, limits, signals)
-        engine.stop()
         guard.finish()
+        engine.stop()
         live.do("take")
         deadline = time.monotonic() + _SETTLE_S
         while not engine.settled() and time.monotonic() < deadline:
