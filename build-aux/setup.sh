@@ -48,6 +48,7 @@ packages_test()
 	want man-db command -v man
 	want nftables command -v nft
 	want openvswitch-switch command -v ovs-vswitchd
+	want pahole command -v pahole
 	want python3-dev python3 -c \
 		'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 	want qemu-system-x86 command -v qemu-system-x86_64

@@ -176,6 +176,8 @@ _CHECKS: Tuple[Tuple[str, Callable[[], object]], ...] = (
     ("kvm", lambda: _ioctl("/dev/kvm", _KVM_GET_API_VERSION)),
     ("qemu", lambda: _need(shutil.which(f"qemu-system-{platform.machine()}"), "no program")),
     ("virtio_net", _guest_nic),
+    # The runner makes it for kernels without type information of their modules.
+    ("joined_btf", lambda: os.stat("/run/out/joined.btf")),
 )
 
 

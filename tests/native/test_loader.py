@@ -302,10 +302,12 @@ def test_kernel_without_type_information(path, tmp_path, monkeypatch):
         obj.want("sent")
         with pytest.raises(EnvironmentProblem) as caught:
             obj.start()
-    assert str(caught.value) == (
-        f"kernel {os.uname().release} has no type information ('{tmp_path}/vmlinux'). Give one "
-        "with --btf FILE."
+    text = str(caught.value)
+    assert text.startswith(
+        f"kernel {os.uname().release} has no type information ('{tmp_path}/vmlinux'), and there is "
+        f"none in '/var/lib/ntools/btf/{os.uname().release}.btf' or '/usr/share/ntools/btf/"
     )
+    assert text.endswith("Make it with ntools-btf(8), or give it with --btf FILE.")
 
 
 def test_given_type_information_serves_in_place_of_the_kernels(path, network, tmp_path):

@@ -46,7 +46,9 @@ OFFSETS = {
     "bpf_map_batch_opts": {"sz": 0, "elem_flags": 8, "flags": 16},
 }
 
-INCLUDES = "#include <stdio.h>\n#include <bpf/bpf.h>\n#include <bpf/libbpf.h>\n"
+INCLUDES = "".join(
+    f"#include <{name}>\n" for name in ("stdio.h", "bpf/bpf.h", "bpf/btf.h", "bpf/libbpf.h")
+)
 FLAGS = [
     "-Werror=incompatible-pointer-types",
     "-Werror=int-conversion",

@@ -38,7 +38,7 @@ def packages(request, wheels, tmp_path_factory) -> dict[str, Path]:
 def test_contains_commands_pages_completions_and_objects(packages):
     files = run("rpm", "-qlp", packages["noarch"])
     names = {Path(path).name for path in files if path.startswith("/usr/bin/")}
-    assert {"ntools", "ntools-drop", "ntools-vm-latency"} <= names
+    assert {"ntools", "ntools-btf", "ntools-drop", "ntools-vm-latency"} <= names
     for name in names:
         assert any(path.startswith(f"/usr/share/man/man8/{name}.8") for path in files)
         assert f"/usr/share/bash-completion/completions/{name}" in files

@@ -102,6 +102,7 @@ def test_every_command_has_a_script():
     tools = [path.stem for path in (PACKAGE / "tools").glob("[!_]*.py")]
     expected = {"ntools-" + name.replace("_", "-"): f"ntools.tools.{name}:main" for name in tools}
     expected["ntools"] = "ntools.cli.umbrella:main"
+    expected["ntools-btf"] = "ntools.cli.btf:main"
     assert expected == SCRIPTS
 
 

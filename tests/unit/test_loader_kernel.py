@@ -168,12 +168,11 @@ def test_kernel_without_type_information(tmp_path, monkeypatch):
     assert facts.btf_modules == []
     with pytest.raises(EnvironmentProblem) as caught:
         facts.has_name("sk_buff")
-    assert str(caught.value) == (
-        f"kernel {os.uname().release} has no type information ('{tmp_path}/btf/vmlinux'). "
-        "Give one with --btf FILE."
+    assert str(caught.value).startswith(
+        f"kernel {os.uname().release} has no type information ('{tmp_path}/btf/vmlinux'), "
     )
     given = tmp_path / "given.btf"
-    given.write_bytes(b"\x9f\xeb\x01\x00" + bytes(60) + b"\0sk_buff\0")
+    given.write_bytes(blob(b"\0sk_buff\0"))
     facts = KernelFacts(str(given))
     assert facts.has_btf and not facts.has_own_btf
     assert facts.has_name("sk_buff")

@@ -66,6 +66,7 @@ def test_table_is_the_list_of_executables():
     section = text.split("[project.scripts]\n")[1].split("\n[")[0]
     scripts = dict(re.findall(r'^([\w-]+) = "(.+)"$', section, re.MULTILINE))
     assert scripts.pop("ntools") == "ntools.cli.umbrella:main"
+    assert scripts.pop("ntools-btf") == "ntools.cli.btf:main"
     assert scripts == {row.program: row.module + ":main" for row in tools.COMMANDS.values()}
 
 
@@ -77,7 +78,8 @@ def test_objects_of_the_table_are_built():
 
 def test_parsers_import_nothing_heavy():
     """``--help``, manual pages and completion work without libbpf, and start at once."""
-    modules = ["ntools.cli.umbrella", *[row.module for row in tools.COMMANDS.values()]]
+    modules = ["ntools.cli.umbrella", "ntools.cli.btf"]
+    modules += [row.module for row in tools.COMMANDS.values()]
     for name in modules:
         script = (
             f"import sys; import {name} as m; m.parser().format_help(); "

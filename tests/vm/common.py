@@ -31,6 +31,8 @@ FIRST_LINE_S = 2 * BOOT_LIMIT_S + 90
 HANG_GRACE_S = 45
 
 RESULTS = "results.jsonl"
+# Type information of a kernel and its modules, made for kernels that keep none of modules.
+JOINED_BTF = "joined.btf"
 
 
 class VmProblem(Exception):
@@ -51,6 +53,8 @@ class Kernel:
     required: frozenset[str]
     default: bool
     scenarios: tuple[str, ...]
+    debug_package: str
+    debug_modules: tuple[str, ...]
 
     @property
     def pin(self) -> str:
@@ -73,6 +77,8 @@ def kernels() -> dict[str, Kernel]:
             required=frozenset(row["required"].split()),
             default=row.getboolean("default"),
             scenarios=tuple(row["scenarios"].split()),
+            debug_package=row["debug_package"],
+            debug_modules=tuple(row["debug_modules"].split()),
         )
         for name, row in table.items()
         if name != "DEFAULT"

@@ -4,8 +4,9 @@
 
     fetch.py [KERNEL...] [--libbpf]      default: every x86 kernel and the libbpf versions
 
-For other tests: btf_files(), symbol_files(), libbpf_files(), tree(). Everything is kept in
-NTOOLS_VM_CACHE (default ~/.cache/ntools-vm); a second call only looks.
+For other tests: btf_files(), symbol_files(), debug_modules(), make_joined_btf(),
+libbpf_files(), tree(). Everything is kept in NTOOLS_VM_CACHE (default ~/.cache/ntools-vm); a
+second call only looks.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ LIBBPF = {
     ),
 }
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# A debug package and the modules taken out of it.
+_DEBUG_SPACE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,69 @@ def symbol_files(name: str) -> dict[str, Path]:
     return _listing(tree(name).root / "sym")
 
 
+def debug_modules(name: str) -> list[Path]:
+    """Modules of a kernel with their debug information, fetched when needed.
+
+    The package is large (5.10: 803 MB, 5.7 GB unpacked) and not kept: it is read up to the last
+    of the few modules wanted.
+    """
+    k, t = kernel(name), tree(name)
+    if not k.debug_package:
+        raise VmProblem(f"kernels.txt names no debug package for kernel {k.name}")
+    place = CACHE / "debug" / k.name / t.release
+    wanted = {f"{m}.ko" for m in k.debug_modules}
+    if not place.exists() or {p.name for p in place.iterdir()} != wanted:
+        fresh = place.with_name(f".{t.release}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        if shutil.disk_usage(fresh).free < _DEBUG_SPACE:
+            raise VmProblem(f"'{CACHE}' has less than {_DEBUG_SPACE >> 20} MiB left")
+        package = k.debug_package.format(release=t.release)
+        say(f"{k.name}: fetching {package}")
+        with aptstate.AptState(k.suites, k.arch) as apt:
+            deb = apt.download(package, apt.newest(package, k.version))
+        try:
+            say(f"{k.name}: taking {len(wanted)} modules out of it")
+            _take_modules(deb, t, k.debug_modules, fresh)
+        finally:
+            deb.unlink()
+        shutil.rmtree(place.parent / t.release, ignore_errors=True)
+        fresh.rename(place)
+    return sorted(place.iterdir())
+
+
+def _take_modules(deb: Path, t: Tree, modules, into: Path) -> None:
+    directory = t.modules / t.release
+    names = [
+        f"./usr/lib/debug/lib/modules/{t.release}/{initramfs.module_paths(directory, [m])[-1]}"
+        for m in modules
+    ]
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as archive:
+        # One occurrence of each: tar ends behind the last, which cuts dpkg-deb off.
+        done = subprocess.run(
+            ["tar", "-x", "--occurrence=1", "-C", str(into), "--transform=s|.*/||", *names],
+            stdin=archive.stdout, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    if done.returncode:
+        raise VmProblem(f"'{deb.name}' cannot be unpacked: {done.stderr.strip()[-500:]}")
+
+
+def make_joined_btf(name: str, target: Path) -> Path:
+    """Type information of a kernel and the modules of :func:`debug_modules`, by ntools-btf."""
+    beside = Path(sys.executable).with_name("ntools-btf")
+    done = subprocess.run(
+        [str(beside) if beside.exists() else "ntools-btf", "make", "--base-btf",
+         str(btf_files(name)["vmlinux"]), "--module", *map(str, debug_modules(name)),
+         "--output", str(target)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise VmProblem(f"ntools-btf failed: {done.stdout.strip()[-800:]}")
+    return target
+
+
 def initrd(name: str) -> Path:
     """The initramfs of a kernel."""
     k, t = kernel(name), tree(name)
@@ -287,6 +353,8 @@ def main() -> int:
             t, image = tree(name), initrd(name)
             count = len(btf_files(name))
             print(f"{kernel(name).name}: {t.release}, {count} BTF files, {image.name}")
+            if kernel(name).debug_package:
+                print(f"{kernel(name).name}: {len(debug_modules(name))} modules for BTF")
         if options.libbpf or not options.kernel:
             for label, path in libbpf_files().items():
                 print(f"libbpf {label}: {path.resolve().name}")

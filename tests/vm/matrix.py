@@ -153,6 +153,8 @@ def _boot(outcome: Outcome, globs, timeout_s: float, last: bool = False) -> bool
     for name in outcome.rows:
         command += ["--exclude", name]
     guest = Guest(k.name, command, out, MEMORY_MB)
+    if k.debug_package:
+        fetch.make_joined_btf(k.name, out / common.JOINED_BTF)
     follower = Follower(k, out / common.RESULTS, outcome.rows)
     say(f"{k.name}: {guest.tree.release}, results in {out}")
     status = guest.run(timeout_s, follower.tick)

@@ -22,7 +22,8 @@ from typing import (
     cast,
 )
 
-__all__ = ["Field", "StructType", "Types", "relocation_roots"]
+__all__ = ["Field", "Relocation", "StructType", "Types"]
+__all__ += ["functions", "relocation_roots", "relocations"]
 
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = 1, 2, 3, 4, 5, 6, 7, 8
 _VOLATILE, _CONST, _RESTRICT, _FUNC, _PROTO, _VAR, _DATASEC = 9, 10, 11, 12, 13, 14, 15
@@ -54,6 +55,22 @@ def _damage_is_value_error(method: _Method) -> _Method:
             raise ValueError("damaged BTF: {}".format(error)) from None
 
     return cast(_Method, call)
+
+
+class Relocation(NamedTuple):
+    """One CO-RE relocation: what a program asks of the kernel's type information.
+
+    :ivar section: where the program is; ".text": a function that programs call.
+    :ivar type_id: type in the object's BTF.
+    :ivar access: path through the type as the compiler writes it, "0:3:1".
+    :ivar kind: number of ``enum bpf_core_relo_kind``.
+    """
+
+    section: str
+    program: str
+    type_id: int
+    access: str
+    kind: int
 
 
 class Field(NamedTuple):
@@ -308,23 +325,56 @@ def relocation_roots(types: Types, ext: bytes) -> Dict[str, Set[str]]:
     :return: program -> struct names; programs that read none may be left out.
     :raises ValueError: the tables are damaged.
     """
+    roots: Dict[str, Set[str]] = {}
+    for _, program, type_id, _, kind in _relocations(types, ext):
+        if kind in _READS_FIELD:
+            roots.setdefault(program, set()).add(types.root_name(type_id))
+    for needed in roots.values():
+        needed.discard("")
+    return roots
+
+
+@_damage_is_value_error
+def relocations(types: Types, ext: bytes) -> List[Relocation]:
+    """All CO-RE relocations of an object, from ``.BTF.ext``, in the order of the code.
+
+    :raises ValueError: the tables are damaged.
+    """
+    return [
+        Relocation(types.text(section), program, type_id, types.text(access), kind)
+        for section, program, type_id, access, kind in _relocations(types, ext)
+    ]
+
+
+@_damage_is_value_error
+def functions(types: Types, ext: bytes) -> List[Tuple[str, str]]:
+    """(section, name) of every function, from ``.BTF.ext``.
+
+    :raises ValueError: the tables are damaged.
+    """
+    if len(ext) < 24:
+        return []
+    return [
+        (types.text(section), types.name(record[1]))
+        for section, records in _ext_records(ext, 8, "<II")
+        for record in records
+    ]
+
+
+def _relocations(types: Types, ext: bytes) -> Iterator[Tuple[int, str, int, int, int]]:
+    """Section (as string offset), program, type id, access (as string offset), kind."""
     if (
         len(ext) < 32 or struct.unpack_from("<HBBI", ext)[3] < 32
     ):  # no CO-RE relocations in this file
-        return {}
+        return
     starts = {
         section: sorted((record[0], types.name(record[1])) for record in records)
         for section, records in _ext_records(ext, 8, "<II")
     }
-    roots: Dict[str, Set[str]] = {}
     for section, records in _ext_records(ext, 24, "<IIII"):
-        for place, type_id, _, kind in records:
-            if kind in _READS_FIELD:
-                program = [name for start, name in starts.get(section, ()) if start <= place][-1]
-                roots.setdefault(program, set()).add(types.root_name(type_id))
-    for needed in roots.values():
-        needed.discard("")
-    return roots
+        for place, type_id, access, kind in records:
+            program = [name for start, name in starts.get(section, ()) if start <= place][-1]
+            yield section, program, type_id, access, kind
 
 
 def _ext_records(ext: bytes, at: int, form: str) -> Iterator[Tuple[int, List[Tuple[int, ...]]]]:

@@ -8,9 +8,11 @@ process.
 import os
 import struct
 import tempfile
-from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from ntools.errors import EnvironmentProblem
+
+from .external import Note, difference, find_text, text_section
 
 __all__ = ["KernelFacts", "facts", "refused_by_environment", "MECHANISMS", "FEATURES"]
 
@@ -20,6 +22,8 @@ MECHANISMS = ("tp_btf", "fexit", "fentry", "raw_tp", "kprobe", "kretprobe")
 FEATURES = ("ringbuf", "batch", "stats")
 
 _BTF_DIR = "/sys/kernel/btf"
+#: Where type information of a kernel that has none is looked for.
+_STORED = ("/var/lib/ntools/btf/{release}.btf", "/usr/share/ntools/btf/{arch}/{release}.btf")
 _LOCKDOWN = "/sys/kernel/security/lockdown"
 _BTF_MAGIC = b"\x9f\xeb"
 _BTF_HEADER_BYTES = 24
@@ -32,7 +36,10 @@ class KernelFacts:
 
     :ivar release: as ``uname -r``.
     :ivar arch: "x86" or "arm64", as in the names of our objects.
-    :param btf: file with type information to use instead of the kernel's own.
+    :ivar btf_path: file with type information in use; None: the kernel's own.
+    :ivar btf_origin: who named that file.
+    :param btf: file with type information to use instead of the kernel's own (default: the one
+        ``NTOOLS_BTF`` names; for a kernel without any, one in the places of :data:`_STORED`).
     """
 
     def __init__(self, btf: Optional[str] = None) -> None:
@@ -40,8 +47,9 @@ class KernelFacts:
         self.release = uname.release
         self.machine = uname.machine
         self.arch = {"x86_64": "x86", "aarch64": "arm64"}.get(uname.machine, uname.machine)
-        self.btf_path = btf
+        self.btf_path, self.btf_origin = self._external(btf)
         self._core: Optional[bytes] = None
+        self._own: Optional[bytes] = None
         self._modules: Optional[bytes] = None
         self._names: Dict[str, bool] = {}
 
@@ -56,6 +64,23 @@ class KernelFacts:
         return os.path.exists(_BTF_DIR + "/vmlinux")
 
     @property
+    def stores(self) -> List[str]:
+        """Where a file for this kernel is looked for."""
+        return [place.format(release=self.release, arch=self.arch) for place in _STORED]
+
+    def _external(self, given: Optional[str]) -> Tuple[Optional[str], str]:
+        if given:
+            return given, "given with --btf"
+        named = os.environ.get("NTOOLS_BTF")
+        if named:
+            return named, "named by NTOOLS_BTF"
+        if not self.has_own_btf:
+            for place in self.stores:
+                if os.path.exists(place):
+                    return place, "found for this kernel"
+        return None, ""
+
+    @property
     def core_btf(self) -> bytes:
         """Type information that relocates objects: the given file's or the kernel's.
 
@@ -64,23 +89,65 @@ class KernelFacts:
         if self._core is None:
             path = self.btf_path or _BTF_DIR + "/vmlinux"
             try:
-                self._core = _read_btf(path)
+                core = _read_btf(path)
             except OSError as error:
                 if self.btf_path:
                     raise EnvironmentProblem(
                         "cannot read type information '{}': {}.".format(path, error.strerror)
                     ) from None
                 raise EnvironmentProblem(
-                    "kernel {} has no type information ('{}'). Give one with --btf FILE.".format(
-                        self.release, path
+                    "kernel {} has no type information ('{}'), and there is none in '{}'. Make "
+                    "it with ntools-btf(8), or give it with --btf FILE.".format(
+                        self.release, path, "' or '".join(self.stores)
                     )
                 ) from None
-            if not self._core:
-                self._core = None
+            if not core:
                 raise EnvironmentProblem(
                     "'{}' is not a BTF file. Give raw BTF, as in {}/vmlinux.".format(path, _BTF_DIR)
                 )
+            self._core = core
         return self._core
+
+    @property
+    def own_btf(self) -> bytes:
+        """The kernel's own type information, whatever file was given; empty if there is none."""
+        if not self.btf_path and self.has_own_btf:
+            return self.core_btf
+        if self._own is None:
+            try:
+                self._own = _read_btf(_BTF_DIR + "/vmlinux")
+            except OSError:
+                self._own = b""
+        return self._own
+
+    def check_fit(self, structs: Iterable[str], name: str, build: str) -> None:
+        """Refuse a file that is not for this kernel: every offset in it would be wrong.
+
+        :param structs: kernel structs to compare where the kernel has type information, too.
+        :param name, build: object to be relocated, and its fingerprint.
+        :raises EnvironmentProblem: another release, architecture, layout, or a file reduced to
+            other objects.
+        """
+        if not self.btf_path:
+            return
+        note = Note.from_btf(self.core_btf)
+        problem = ""
+        if note and note.arch not in ("", self.arch):
+            problem = "is for {}, this machine is {}".format(note.arch, self.arch)
+        elif note and note.release not in ("", self.release):
+            problem = "is of kernel {}, this is {}".format(note.release, self.release)
+        elif note and note.builds and note.builds.get(name) != build:
+            problem = "was reduced to what other objects need than '{}' of this build".format(name)
+        else:
+            differs = difference(self.core_btf, self.own_btf, structs) if self.own_btf else None
+            if differs:
+                problem = "is of another kernel: struct {} differs".format(differs)
+        if problem:
+            raise EnvironmentProblem(
+                "type information '{}' {}. Make it for this kernel with ntools-btf(8).".format(
+                    self.btf_path, problem
+                )
+            )
 
     @property
     def module_btf(self) -> bytes:
@@ -98,19 +165,30 @@ class KernelFacts:
 
     def forget(self) -> None:
         """Free the type information read so far (some MiB)."""
-        self._core = self._modules = None
+        self._core = self._own = self._modules = None
 
     def has_name(self, name: str) -> bool:
-        """Whether a function or type of this name is in the type information."""
+        """Whether a type or function of this name is in what relocates objects.
+
+        With a file that is the file alone: libbpf then looks at no module.
+        """
         known = self._names.get(name)
         if known is None:
-            known = _find_text(self.core_btf, name) >= 0 or _find_text(self.module_btf, name) >= 0
+            known = find_text(self.core_btf, name) >= 0
+            if not known and not self.btf_path:
+                known = find_text(self.module_btf, name) >= 0
             self._names[name] = known
         return known
 
+    def has_function(self, name: str) -> bool:
+        """Whether the kernel itself describes this function: fentry looks nowhere else."""
+        if not self.btf_path:
+            return self.has_name(name)
+        return find_text(self.own_btf, name) >= 0 or find_text(self.module_btf, name) >= 0
+
     def has_tracepoint(self, name: str) -> bool:
-        """Whether the type information describes a tracepoint of this name."""
-        return self.has_name("btf_trace_" + name)
+        """Whether the kernel's own type information describes a tracepoint of this name."""
+        return self.has_function("btf_trace_" + name)
 
     @property
     def has_kprobes(self) -> bool:
@@ -120,7 +198,7 @@ class KernelFacts:
     @property
     def has_ringbuf(self) -> bool:
         """Whether objects relocated by this type information use the BPF ring buffer (v5.8)."""
-        return _find_text(self.core_btf, "bpf_ringbuf") >= 0
+        return find_text(self.core_btf, "bpf_ringbuf") >= 0
 
     def without_ringbuf(self) -> Any:
         """A file of this type information in which the ring buffer has another name.
@@ -139,9 +217,9 @@ class KernelFacts:
         Python a tenth of a second.
         """
         found = _enum_in(self.core_btf, enum)
-        if not found:
-            found = self._enum_in_modules(enum)
-        return found
+        if not found and self.btf_path and self.own_btf:  # a file may be reduced to structs
+            found = _enum_in(self.own_btf, enum)
+        return found or self._enum_in_modules(enum)
 
     def _enum_in_modules(self, enum: str) -> Dict[int, str]:
         for name in self.btf_modules:
@@ -150,7 +228,7 @@ class KernelFacts:
                     blob = file.read()
             except OSError:
                 continue
-            found = _enum_in(blob, enum, self.core_btf)
+            found = _enum_in(blob, enum, self.own_btf)
             if found:
                 return found
         return {}
@@ -249,29 +327,7 @@ def _read_btf(path: str) -> bytes:
         if head[:2] != _BTF_MAGIC or len(head) < _BTF_HEADER_BYTES:
             return b""
         blob = head + file.read(_MAX_BTF_BYTES)
-    return blob if _text_section(blob)[1] <= len(blob) else b""
-
-
-def _text_section(blob: bytes) -> Tuple[int, int]:
-    """(start, end) of the string section."""
-    header = struct.unpack_from("<I", blob, 4)[0]
-    offset, length = struct.unpack_from("<II", blob, 16)
-    return header + offset, header + offset + length
-
-
-def _find_text(blob: bytes, name: str) -> int:
-    """Where a whole string lies in BTF, -1 if nowhere.
-
-    Searched without its terminators: a needle that ends in the commonest byte is several times
-    slower to find.
-    """
-    needle = name.encode()
-    at = blob.find(needle)
-    while at >= 0:
-        if blob[at - 1] == 0 and blob[at + len(needle) : at + len(needle) + 1] == b"\0":
-            return at
-        at = blob.find(needle, at + 1)
-    return -1
+    return blob if text_section(blob)[1] <= len(blob) else b""
 
 
 def _enum_in(blob: bytes, enum: str, base: bytes = b"") -> Dict[int, str]:
@@ -282,10 +338,10 @@ def _enum_in(blob: bytes, enum: str, base: bytes = b"") -> Dict[int, str]:
     """
     if len(blob) < _BTF_HEADER_BYTES:
         return {}
-    start, end = _text_section(blob)
-    base_start, base_end = _text_section(base) if base else (0, 0)
+    start, end = text_section(blob)
+    base_start, base_end = text_section(base) if base else (0, 0)
     shift = base_end - base_start
-    at, base_at = _find_text(blob, enum), _find_text(base, enum)
+    at, base_at = find_text(blob, enum), find_text(base, enum)
     names = ([at - start + shift] if at >= 0 else []) + (
         [base_at - base_start] if base_at >= 0 else []
     )

@@ -11,6 +11,7 @@ struct bpf_program;
 struct bpf_map;
 struct bpf_link;
 struct btf;
+struct btf_dedup_opts;
 
 struct bpf_object_open_opts {
 	size_t sz;
@@ -71,6 +72,13 @@ int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, vo
 			 uint32_t *count, const struct bpf_map_batch_opts *opts);
 int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *info_len);
 int bpf_enable_stats(int type);
+
+struct btf *btf__new(const void *data, uint32_t size);
+void btf__free(struct btf *btf);
+int btf__add_btf(struct btf *btf, const struct btf *src_btf);
+int btf__dedup(struct btf *btf, const struct btf_dedup_opts *opts);
+int btf__add_str(struct btf *btf, const char *s);
+const void *btf__raw_data(const struct btf *btf, uint32_t *size);
 
 /* libc: the text of a library message. On both architectures a va_list parameter is a pointer. */
 int vsnprintf(char *text, size_t size, const char *format, void *arguments);

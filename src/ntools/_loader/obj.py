@@ -23,7 +23,8 @@ from .maps import KernelMap, MapView
 from .perf import PerfChannel
 from .ring import RingChannel
 
-__all__ = ["BpfObject", "Candidate", "Point", "PointReport", "Refusal", "build_id"]
+__all__ = ["BpfObject", "Candidate", "Point", "PointReport", "Refusal"]
+__all__ += ["build_id", "fingerprint", "object_path"]
 
 _RINGBUF, _PERF_ARRAY = 27, 4
 _LOG_BYTES = 8 << 20  # kernels before 5.2 refuse 16 MiB and more
@@ -88,11 +89,11 @@ class BpfObject:
         if "ringbuf" in self._refuse:
             self._disguise = self.kernel.without_ringbuf()
             self.kernel = KernelFacts(self._disguise.name)
-        self.path = _object_path(name, self.kernel.arch)
+        self.path = object_path(name, self.kernel.arch)
         self.name = os.path.basename(self.path).split(".")[0]
         with open(self.path, "rb") as file:
             data = file.read()
-        self.build_id = _fingerprint(data)
+        self.build_id = fingerprint(data)
         content = sections(data)
         self.types = Types(content[".BTF"])
         self.manifest = self.types.manifest()
@@ -330,6 +331,8 @@ class BpfObject:
     def _prefilter(self) -> None:
         """Refuse what cannot work, without asking the kernel: each try costs a whole load."""
         kernel = self.kernel
+        read = sorted({name for names in self._roots.values() for name in names})
+        kernel.check_fit(read, self.name, self.build_id)
         for point in self._wanted:
             for candidate in self.points[point].candidates:
                 mechanism, target = candidate.mechanism, candidate.target
@@ -343,7 +346,7 @@ class BpfObject:
                     self._refuse_candidate(candidate, 0, "this kernel has no BTF of its own")
                 elif mechanism == "tp_btf" and not kernel.has_tracepoint(target):
                     self._refuse_candidate(candidate, 0, "tracepoint not in the type information")
-                elif mechanism in ("fentry", "fexit") and not kernel.has_name(target):
+                elif mechanism in ("fentry", "fexit") and not kernel.has_function(target):
                     self._refuse_candidate(candidate, 0, "function not in the type information")
                 else:
                     missing = [
@@ -550,7 +553,11 @@ class BpfObject:
         return AttachFailed(point, refusals, hint)
 
 
-def _object_path(name: str, arch: str) -> str:
+def object_path(name: str, arch: str) -> str:
+    """File of an object by its name; a name that ends in ".o" is the file itself.
+
+    :raises EnvironmentProblem: no such object for this architecture.
+    """
     if name.endswith(".o"):
         return name
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -569,11 +576,12 @@ def build_id(name: str) -> str:
 
     :raises EnvironmentProblem: no such object for this architecture.
     """
-    with open(_object_path(name, facts().arch), "rb") as file:
-        return _fingerprint(file.read())
+    with open(object_path(name, facts().arch), "rb") as file:
+        return fingerprint(file.read())
 
 
-def _fingerprint(data: bytes) -> str:
+def fingerprint(data: bytes) -> str:
+    """Fingerprint of an object file's content."""
     return "{:08x}".format(zlib.crc32(data))
 
 

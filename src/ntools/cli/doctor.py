@@ -12,7 +12,7 @@ import sys
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ntools import __version__
-from ntools._loader import BpfObject, PointReport, facts, library
+from ntools._loader import BpfObject, KernelFacts, PointReport, facts, library
 from ntools.cli.commands import Command
 from ntools.errors import EnvironmentProblem, NtoolsError
 from ntools.model import stages
@@ -187,13 +187,14 @@ def _lockdown() -> Fact:
 
 
 def _btf(path: Optional[str]) -> Fact:
-    where = path or "/sys/kernel/btf/vmlinux"
+    kernel = KernelFacts(path)
     try:
-        with open(where, "rb") as file:
-            size = len(file.read())
-    except OSError as error:
-        return Fact("btf", "bad", "{}: {}; see --btf".format(where, error.strerror))
-    return Fact("btf", "ok", "{} ({} kB)".format(where, size >> 10))
+        size = len(kernel.core_btf)
+    except EnvironmentProblem as error:
+        return Fact("btf", "bad", str(error))
+    where = kernel.btf_path or "/sys/kernel/btf/vmlinux"
+    origin = ", " + kernel.btf_origin if kernel.btf_origin else ""
+    return Fact("btf", "ok", "{} ({} kB{})".format(where, size >> 10, origin))
 
 
 def _module_btf() -> Fact:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """``ntools``: what there is, what works here, what the records mean, and a way to each command.
 
-This is the one module of ``cli`` that knows the table of commands (:mod:`ntools.cli.commands`).
+Of ``cli``, this module and ``btf`` know the table of commands (:mod:`ntools.cli.commands`).
 """
 
 import argparse
@@ -43,7 +43,11 @@ examples:
   ntools doctor vm-latency         one command, why is it reduced?
   ntools schema packet             fields of a record type
   ntools drop --duration 10        the same as ntools-drop --duration 10
+  ntools btf check FILE            the same as ntools-btf check FILE
 """
+
+#: A command that looks at no packets, so it is not in the table.
+_BTF = "btf"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +83,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run ``ntools``; the exit status."""
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in commands.COMMANDS:
-        return _run_command(commands.COMMANDS[words[0]], words[1:])
+        command = commands.COMMANDS[words[0]]
+        return _run_command(command.module, command.program, words[1:])
+    if words and words[0] == _BTF:
+        return _run_command("ntools.cli.btf", "ntools-btf", words[1:])
     if words and not words[0].startswith("-") and words[0] not in _ACTIONS:
         app.say("ntools: {}".format(_unknown(words[0])))
         return UsageProblem.exit_status
@@ -93,10 +100,10 @@ def _body(args: argparse.Namespace) -> int:
     return _ACTIONS[args.subcommand](args)
 
 
-def _run_command(command: commands.Command, words: List[str]) -> int:
-    module = importlib.import_module(command.module)
+def _run_command(name: str, program: str, words: List[str]) -> int:
+    module = importlib.import_module(name)
     # Commands read the command line like any program, and name themselves in messages.
-    sys.argv = [command.program] + words
+    sys.argv = [program] + words
     status: int = module.main()
     return status
 
@@ -235,7 +242,7 @@ def _version(args: argparse.Namespace) -> int:
 
 def _unknown(name: str) -> str:
     bare = name[len("ntools-") :] if name.startswith("ntools-") else name
-    guess = _guess(bare, list(_ACTIONS) + list(commands.COMMANDS))
+    guess = _guess(bare, list(_ACTIONS) + [_BTF] + list(commands.COMMANDS))
     return "unknown command '{}'.{} See 'ntools list'.".format(name, guess)
 
 
