@@ -59,7 +59,6 @@ class RealChannel(Channel):
     fd = 3
     capacity = 4096
     unread_bytes = 0
-    capacity = 1 << 20
 
     def __init__(self, record):
         super().__init__(record)
