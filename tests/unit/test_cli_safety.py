@@ -7,9 +7,10 @@ import importlib
 
 import pytest
 
-from ntools.cli import filters, safety
+from ntools.cli import safety
 from ntools.cli.commands import COMMANDS
 from ntools.errors import SafetyRefusal, UsageProblem
+from ntools.model.filter import PacketFilter
 from ntools.tools import vm_latency
 
 
@@ -58,14 +59,10 @@ def test_no_limit_of_events_only_by_force():
     assert safety.build(parsed("--max-events", "0", "--force"), "low").max_events == 0
 
 
-def flow_filter(*argv):
-    return filters.build(parsed(*argv))
-
-
 def test_everybodys_packets_are_refused():
     with pytest.raises(SafetyRefusal, match="--latency-ms"):
-        safety.need_one_flow(parsed("--details"), flow_filter(), "--details", "advice")
+        safety.need_one_flow(parsed("--details"), PacketFilter(), "--details", "advice")
     for argv in (("--force",), ("--latency-ms", "1"), ("--dry-run",)):
-        safety.need_one_flow(parsed("--details", *argv), flow_filter(), "--details", "advice")
-    flow = flow_filter("--src-ip", "10.0.0.1", "--dst-ip", "10.0.0.2")
-    safety.need_one_flow(parsed(), flow, "--details", "advice")
+        safety.need_one_flow(parsed("--details", *argv), PacketFilter(), "--details", "advice")
+    both = PacketFilter.from_fields({"rules": [{"src_ip": "10.0.0.1", "dst_ip": "10.0.0.2"}]})
+    safety.need_one_flow(parsed(), both, "--details", "advice")

@@ -24,6 +24,11 @@ class Parser(argparse.ArgumentParser):
         say("{0}: {1}. See '{0} --help'.".format(self.prog, message.rstrip(".")))
         self.exit(2)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # An option such as -4 would make argparse take every negative number for an option.
+        self._has_negative_number_optionals.clear()
+        return super().parse_known_args(args, namespace)
+
     def _get_values(self, action: argparse.Action, arg_strings: List[str]) -> Any:
         # Python before 3.13 makes an empty list of the value in '--count=--'.
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:

@@ -260,7 +260,7 @@ def one_at_a_time(lab: Any) -> None:
         env = {"NTOOLS_RUN_DIR": locks}
         port = ("--dst-port", str(_PORT))
         with watch(topo.h, *port, env=env) as first:
-            first.wait_for(lambda recs: recs[0]["overhead_class"] == "variable")
+            first.wait_for(lambda recs: [rec["overhead_class"] for rec in recs[:1]] == ["variable"])
             with watch(topo.h, *port, env=env, ready=False) as second:
                 _refused(second.wait(), f"process {first.pid} (ntools-drop)", "--force")
             with (
@@ -317,7 +317,7 @@ def stopped_by_the_governor(lab: Any) -> None:
             while time.monotonic() < deadline:
                 udp(ns, _LO, _PORT, 1, wait_s=0.1)
                 time.sleep(0.05)
-                if events.records()[-1]["type"] == "summary":
+                if [rec["type"] for rec in events.records()[-1:]] == ["summary"]:
                     break
             results = events.wait(), table.wait()
     steps = [(action, sample) for action, _, sample in _actions(results[0].records)]
