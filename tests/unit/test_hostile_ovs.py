@@ -140,4 +140,4 @@ def test_addresses_from_ovs_are_addresses(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ovs")
     layout = ovs.layout_from_rows(GOOD_TABLES, str(directory))
     with Peer(str(directory / "ovs-vswitchd.1.ctl"), [answer]):
-        assert ovs.fdb_macs(layout, "v", 1.0) == ["52:54:00:00:00:01"]
+        assert ovs.fdb_macs(layout, "v", 30.0) == ["52:54:00:00:00:01"]
