@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import socket
 import struct
@@ -341,3 +342,23 @@ def test_any_symbols(tmp_path_factory, lines, pattern, address):
         assert first <= behind
     symbols.range(pattern)
     assert symbols.note is None or "\n" not in symbols.note
+
+
+@given(
+    names=st.lists(st.text("ab_.", min_size=1, max_size=8), min_size=1, max_size=4),
+    pattern=st.text("ab_*?", max_size=8),
+)
+def test_patterns_mean_what_they_mean_elsewhere(tmp_path_factory, names, pattern):
+    path = tmp_path_factory.mktemp("symbols") / "kallsyms"
+    rows = [f"{0x1000 * at:016x} T {name}" for at, name in enumerate(names, 1)]
+    path.write_text("\n".join(rows) + "\n")
+    bare = [name.partition(".")[0] for name in names]
+    found = [name for name, _, _ in Symbols(path).matching(pattern)]
+    assert found == [name for name in bare if fnmatch.fnmatchcase(name, pattern)]
+
+
+@pytest.mark.parametrize("part, times", [("*", 40), ("*a", 60), ("*?", 30), ("*a*", 110)])
+def test_no_pattern_takes_for_ever(tmp_path, part, times):
+    (tmp_path / "kallsyms").write_text(f"0000000000001000 T {'a' * 120}\n" * 50)
+    with hang_guard():
+        assert Symbols(tmp_path / "kallsyms").matching(part * times + "z") == []

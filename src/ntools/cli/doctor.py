@@ -162,7 +162,7 @@ def _libbpf() -> Fact:
 
 def _mapped(name: str) -> str:
     """Path of a loaded library; dlopen does not tell where it found it."""
-    with open("/proc/self/maps") as file:
+    with open("/proc/self/maps", errors="surrogateescape") as file:
         for line in file:
             path = line.rstrip("\n").partition("/")
             if name in os.path.basename(path[2]):

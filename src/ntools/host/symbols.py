@@ -168,8 +168,17 @@ class _Table:
     def matching(self, pattern: str) -> "List[Tuple[str, int, int]]":
         if not pattern.isascii():  # no symbol is anything else
             return []
-        wild = {"*": r"[^.\n\t]*", "?": r"[^.\n\t]"}
-        shape = "".join([wild.get(char) or re.escape(char) for char in pattern])
+        # Each part behind a star is looked for once, as soon as possible: the lookahead keeps what
+        # it found, so that no pattern makes the search try every way to place its stars.
+        first, *parts = [
+            "".join([r"[^.\n\t]" if char == "?" else re.escape(char) for char in part])
+            for part in re.sub(r"\*+", "*", pattern).split("*")
+        ]
+        shape = first
+        if parts:
+            for number, part in enumerate(parts[:-1]):
+                shape += r"(?=(?P<p{0}>[^.\n\t]*?{1}))(?P=p{0})".format(number, part)
+            shape += r"[^.\n\t]*" + parts[-1]
         search = re.compile(r"\n(?=({})(?:\.[^\n\t]*)?[\n\t])".format(shape).encode())
         return [
             (hit.group(1).decode("utf-8", "replace"), *self._span(hit.start() + 1))
