@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Sequence
 from lab.expect import equal
 from lab.tool import Result, Tool
 
-__all__ = ["comparable", "replay", "replayed_equal"]
+__all__ = ["comparable", "keep", "replay", "replayed_equal"]
 
 
 def replay(command: str, path: Path, *args: str) -> Result:
@@ -22,6 +22,13 @@ def replay(command: str, path: Path, *args: str) -> Result:
     with Tool(None, shutil.which(wrapped[0]) or wrapped[0], [*wrapped[1:], "--replay", str(path),
               "--format", "json", *args], env=env, ready=False) as running:  # fmt: skip
         return running.wait()
+
+
+def keep(lab: Any, path: Path, live: Result) -> None:
+    """Leave a recording and what was seen live among the results, to be compared elsewhere."""
+    kept = lab.out_dir / f"{lab.name}.{path.name}.ntrec"
+    shutil.copyfile(path, kept)
+    kept.with_suffix(".jsonl").write_text(live.stdout)
 
 
 def comparable(records: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:

@@ -4,7 +4,8 @@
 
 A guest that hangs or dies costs the scenario that was running (it counts as failed); it is
 booted once more for the rest. A scenario skipped for want of a capability which kernels.txt
-lists for that kernel counts as failed, and so does a kernel on which nothing ran.
+lists for that kernel counts as failed, and so does a kernel on which nothing ran. Recordings
+that scenarios leave are replayed here, on another kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vm import armsite, common, fetch  # noqa: E402
+from vm import armsite, common, elsewhere, fetch  # noqa: E402
 from vm.common import Kernel, VmProblem  # noqa: E402
 from vm.run import Guest, end_on_sigterm, new_out_dir  # noqa: E402
 
@@ -162,6 +163,8 @@ def _boot(outcome: Outcome, globs, timeout_s: float, last: bool = False) -> bool
     for line in _splats(out):
         say(f"  kernel log: {line.strip()}")
     if follower.done:
+        for row in elsewhere.replay_kept(out):
+            follower.settle(row)
         return False
     if (out / ".rc").exists():
         text = (out / "stderr").read_text(errors="replace").strip()[-1500:]

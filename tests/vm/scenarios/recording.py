@@ -13,7 +13,7 @@ from lab.drops import accounted, watch
 from lab.expect import at_least, contains, equal
 from lab.latency import complete, ends, follow
 from lab.netns import Namespace
-from lab.replay import replay, replayed_equal
+from lab.replay import keep, replay, replayed_equal
 from lab.scenario import scenario
 from lab.tool import Tool
 from lab.topo import bridge_topo
@@ -39,8 +39,8 @@ def drops(lab: Any) -> None:
             udp(ns, _LO, 7777, 23, wait_s=0.2)
             live = tool.stop()
         equal(accounted(live)["shown"], 23, "drops")
-        again = replay("ntools-drop", place / "events")
-        replayed_equal(live, again)
+        keep(lab, place / "events", live)
+        replayed_equal(live, replay("ntools-drop", place / "events"))
         table = ("--group-by", "reason,device,fivetuple", "--stack", "--interval", "1")
         with watch(ns, *table, "--record", str(place / "table")) as tool:
             udp(ns, _LO, 7777, 10, wait_s=0.2)
@@ -48,6 +48,7 @@ def drops(lab: Any) -> None:
             udp(ns, _LO, 8888, 5, wait_s=0.2)
             live = tool.stop()
         equal(accounted(live)["shown"], 15, "drops in the table")
+        keep(lab, place / "table", live)
         replayed_equal(live, replay("ntools-drop", place / "table"))
 
 
@@ -60,15 +61,16 @@ def latency(lab: Any) -> None:
             topo.ping(20)
             topo.udp(port=7777, count=7)
             live = tool.stop()
-        again = replay("ntools-vm-latency", place / "summary")
         at_least(len(live.of_type("hist")), 6, "histograms")
-        replayed_equal(live, again)
+        keep(lab, place / "summary", live)
+        replayed_equal(live, replay("ntools-vm-latency", place / "summary"))
         topo.vm.delay(0)
         with follow(topo, "--details", "--force", "--record", str(place / "details")) as tool:
             topo.ping(10)
             live = tool.stop()
         complete(live, 10)
         equal(len(live.of_type("packet")), 20, "packets")
+        keep(lab, place / "details", live)
         replayed_equal(live, replay("ntools-vm-latency", place / "details"))
 
 
@@ -82,6 +84,7 @@ def verdicts(lab: Any) -> None:
             tool.wait_for(lambda recs: sum(r.get("dropped", 0) for r in recs) >= 2, 30)
             live = tool.stop()
         equal(ends(live, "tx")["dropped"], 2, "dropped")
+        keep(lab, place / "summary", live)
         replayed_equal(live, replay("ntools-vm-latency", place / "summary"))
 
 
