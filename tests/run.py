@@ -30,7 +30,7 @@ REPORTS = TESTS.parent / "build" / "test"
 TOTALS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 
 # Seconds after which a part is taken to hang.
-LIMITS = {"unit": 300, "object": 1200, "native": 900, "vm": 4200}
+LIMITS = {"unit": 300, "object": 1200, "native": 900, "vm": 4500}
 # Seconds an interrupted part gets to take its namespaces and guests down.
 GRACE_S = 60
 

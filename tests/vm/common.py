@@ -53,6 +53,7 @@ class Kernel:
     required: frozenset[str]
     default: bool
     scenarios: tuple[str, ...]
+    excluded: tuple[str, ...]
     debug_package: str
     debug_modules: tuple[str, ...]
 
@@ -77,6 +78,7 @@ def kernels() -> dict[str, Kernel]:
             required=frozenset(row["required"].split()),
             default=row.getboolean("default"),
             scenarios=tuple(row["scenarios"].split()),
+            excluded=tuple(row["excluded"].split()),
             debug_package=row["debug_package"],
             debug_modules=tuple(row["debug_modules"].split()),
         )

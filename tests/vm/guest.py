@@ -74,13 +74,12 @@ def warm_up() -> None:
 
 
 def select(scenarios, globs, exclude):
-    """Scenarios by name patterns, without those already done."""
-    globs = globs or ["*"]
-    return [
-        s
-        for s in scenarios
-        if s.name not in exclude and any(fnmatch.fnmatchcase(s.name, g) for g in globs)
-    ]
+    """Scenarios by name patterns, without those that fit a pattern of ``exclude``."""
+
+    def fits(name, patterns):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return [s for s in scenarios if fits(s.name, globs or ["*"]) and not fits(s.name, exclude)]
 
 
 def run_guarded(module, scenario, have, out: Path) -> dict:
@@ -100,7 +99,7 @@ def main() -> int:
     parser.add_argument("--native", action="store_true", help="on this machine, no modules loaded")
     parser.add_argument("--out", type=Path, help="results directory")
     parser.add_argument("--scenario", action="append", default=[], metavar="GLOB")
-    parser.add_argument("--exclude", action="append", default=[], metavar="NAME")
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     options = parser.parse_args()
     src = str(common.PROJECT / "src")

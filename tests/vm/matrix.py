@@ -138,7 +138,7 @@ def _splats(out: Path) -> list[str]:
     return [line for line in lines if _SPLAT.search(line)]
 
 
-def _boot(outcome: Outcome, globs, timeout_s: float, last: bool = False) -> bool:
+def _boot(outcome: Outcome, chosen, timeout_s: float, last: bool = False) -> bool:
     """One guest for everything not yet settled; True when another boot makes sense.
 
     After the ``last`` boot whatever is left has failed.
@@ -149,9 +149,9 @@ def _boot(outcome: Outcome, globs, timeout_s: float, last: bool = False) -> bool
     command = [common.guest_python(k.arch), str(here / "guest.py")]
     if k.arch == "arm64":
         command = [*armsite.environment(), *command]
-    for pattern in globs:
+    for pattern in chosen or k.scenarios:
         command += ["--scenario", pattern]
-    for name in outcome.rows:
+    for name in [*outcome.rows, *(() if chosen else k.excluded)]:
         command += ["--exclude", name]
     guest = Guest(k.name, command, out, MEMORY_MB)
     if k.debug_package:
@@ -190,7 +190,6 @@ def run_kernel(k: Kernel, globs, timeout_s: float) -> Outcome:
     outcome = Outcome(k)
     began = time.monotonic()
     try:
-        globs = globs or k.scenarios
         if _boot(outcome, globs, timeout_s):
             say(f"{k.name}: guest restarted")
             _boot(outcome, globs, timeout_s, last=True)
