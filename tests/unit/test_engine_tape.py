@@ -18,7 +18,7 @@ from ntools._loader.maps import MapView
 from ntools._loader.obj import PointReport, Refusal
 from ntools.engine import tape as module
 from ntools.engine.tape import Playback, ReplayedObject, Tape, TapedObject
-from ntools.errors import NtoolsError
+from ntools.errors import NtoolsError, RecordingProblem
 from ntools.output.recording import Frame
 
 OBJECT = Path(ntools.__file__).parent / "bpf" / "drop.x86.bpf.o"
@@ -111,7 +111,7 @@ class Recording:
 def taped():
     if not OBJECT.exists():
         pytest.skip("no object: make build")
-    obj, tape, recorder = Object(), Tape(), Recorder()
+    obj, tape, recorder = Object(), Tape(pytest.fail), Recorder()
     tape.fact("symbol", 7, ["f", 1, None])
     layouts = json.loads(json.dumps(module.layouts(obj)))
     # The channel of this test carries plain numbers.
@@ -210,6 +210,40 @@ def test_series_begins_with_everything_known(taped):
     assert [kind for kind, _ in kinds] == [module.FACT, module.FACT, module.STEP, module.MAP]
     assert json.loads(kinds[1][1])[0] == "state"
     assert json.loads(kinds[2][1])["step"] == "baseline"
+
+
+@pytest.mark.parametrize("call", ["frame", "tick", "close"])
+def test_run_goes_on_without_a_recorder_that_failed(call):
+    """A full disk must not take the measurement with it; said once."""
+    said = []
+
+    class Full(Recorder):
+        closed = 0
+
+        def close(self):
+            self.closed += 1
+
+    recorder = Full()
+    tape = Tape(said.append)
+    tape.begin(lambda: recorder, dict)
+    tape.step("take", 1, {})
+    tape.end_step()
+    healthy = getattr(recorder, call)
+
+    def refuse(*args):
+        setattr(recorder, call, healthy)
+        raise RecordingProblem("cannot record to 'x': the disk is full.")
+
+    setattr(recorder, call, refuse)
+    before = len(recorder.frames)
+    for now in (2, 3):
+        tape.step("take", now, {})
+        tape.frame(module.EVENTS, b"x")
+        tape.end_step()
+    tape.close()
+    assert said == ["cannot record to 'x': the disk is full. The run goes on."]
+    assert tape.failed and recorder.closed == 1
+    assert len(recorder.frames) - before == {"frame": 0, "tick": 2, "close": 4}[call]
 
 
 #: Errors the replay of a command turns into one line.

@@ -68,7 +68,7 @@ def run(
         if _records(args):
             from ntools.engine.tape import Tape
 
-            args.tape = Tape()
+            args.tape = Tape(lambda text: warn(args, [text]))
         return body(args)
     except NtoolsError as error:
         say("{}: {}".format(options.prog, error))

@@ -212,8 +212,8 @@ def drive(
     :param safety: what the run may cost.
     :param tape: notes what the run sees.
     :param recorder: makes what keeps the tape, from the header record.
-    :return: exit status: 0, 6 when the governor ended it, or 4 when something was lost and the run
-        is strict.
+    :return: exit status: 0, 6 when the governor ended it, 1 when the recording failed, or 4 when
+        something was lost and the run is strict.
     :raises SafetyRefusal: the run may not begin.
     """
     live = LiveSteps(engine, writer, tape)
@@ -250,6 +250,8 @@ def drive(
             sys.stdout.flush()
     if end == "governor":
         return 6
+    if tape is not None and tape.failed:
+        return 1
     return 4 if limits.strict and writer.lost else 0
 
 

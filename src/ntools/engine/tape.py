@@ -50,11 +50,16 @@ class Tape:
     """Collects frames; a recorder takes them as soon as there is one.
 
     Reads outside of steps are not recorded: what a live run does while it waits is no part of what
-    it makes of what it saw.
+    it makes of what it saw. When the recorder fails, the run goes on without it.
+
+    :param warn: is told once, when that happens.
+    :ivar failed: whether it has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
         self._recorder: Any = None
+        self._warn = warn
+        self.failed = False
         self._facts: Dict[bytes, bytes] = {}
         self._now_ns = 0
         self._is_open = False
@@ -97,12 +102,16 @@ class Tape:
         self._is_report = name == "report"
         if self._is_report:
             self._report = []
-        self._recorder.frame(STEP, now_ns, _json({"step": name, "info": info}))
+        self._put(STEP, _json({"step": name, "info": info}))
 
     def end_step(self) -> None:
         """The step is over; only here may another file begin."""
         self._is_open = False
-        self._recorder.tick(self._now_ns)
+        if self._recorder is not None:
+            try:
+                self._recorder.tick(self._now_ns)
+            except RecordingProblem as problem:
+                self._fail(problem)
 
     def fact(self, subject: str, key: Any, value: Any) -> None:
         """What the host said."""
@@ -110,14 +119,13 @@ class Tape:
         name = _json([subject, key])
         if name in self._facts or len(self._facts) < _MAX_FACTS:
             self._facts[name] = body
-        if self._recorder is not None:
-            self._recorder.frame(FACT, self._now_ns, body)
+        self._put(FACT, body)
 
     def frame(self, kind: int, body: bytes) -> None:
         """Add a frame to the step."""
         if self._is_report:
             self._report.append((kind, body))
-        self._recorder.frame(kind, self._now_ns, body)
+        self._put(kind, body)
 
     def decision(self, number: int) -> None:
         """A decision of the budget."""
@@ -126,7 +134,23 @@ class Tape:
     def close(self) -> None:
         """Write the end of the recording."""
         if self._recorder is not None:
-            self._recorder.close()
+            try:
+                self._recorder.close()
+            except RecordingProblem as problem:
+                self._fail(problem)
+
+    def _put(self, kind: int, body: bytes) -> None:
+        if self._recorder is not None:
+            try:
+                self._recorder.frame(kind, self._now_ns, body)
+            except RecordingProblem as problem:
+                self._fail(problem)
+
+    def _fail(self, problem: RecordingProblem) -> None:
+        recorder, self._recorder = self._recorder, None
+        self.failed = True
+        self._warn("{} The run goes on.".format(problem))
+        recorder.close()  # only the file: a recorder that has failed writes nothing more
 
 
 class TapedObject:
