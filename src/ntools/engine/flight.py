@@ -27,6 +27,7 @@ from ntools.engine import budget
 from ntools.engine import filter as packet_filter
 from ntools.engine.lookups import Lookups
 from ntools.engine.run import Engine
+from ntools.engine.words import by_number, explain_names, peer_kinds
 from ntools.errors import UsageProblem
 from ntools.host.devices import Device
 from ntools.host.guests import MacSeed
@@ -117,8 +118,8 @@ class FlightEngine(Engine):
         self.sweep_s = options.timeout_s / 2
         self._layout = obj.types.struct(obj.manifest["flight"][1])
         self._at = {name: index for index, name in enumerate(self._layout.names)}
-        self._stages = _by_number(obj, "nt_stage", "NT_STAGE_")
-        self._kernel_ends = _by_number(obj, "nt_end", "NT_END_")
+        self._stages = by_number(obj, "nt_stage", "NT_STAGE_")
+        self._kernel_ends = by_number(obj, "nt_end", "NT_END_")
         self._epoch = 1
         self._hists: Dict[Tuple[Any, ...], KernelHistogram] = {}
         self._groups: "Counter[_Group]" = Counter()
@@ -127,7 +128,7 @@ class FlightEngine(Engine):
         self._swept: "Counter[Tuple[str, str]]" = Counter()
         self._before: Dict[str, Dict[str, int]] = {}
         self._names = {device.ifindex: device.name for device in self._all_devices()}
-        self._kinds = _peer_kinds(topology)
+        self._kinds = peer_kinds(topology)
         self._reasons: Optional[reasons.ReasonNames] = None
         self._seen: Set[str] = set()
         self._macs_refused = 0
@@ -259,7 +260,7 @@ class FlightEngine(Engine):
         """The accounting of both directions together, and the rejections of --explain."""
         fields: Dict[str, Any] = {"invariant": self._invariant}
         if self._options.explain:
-            names = _explain_names(self.obj)
+            names = explain_names(self.obj)
             fields["explain"] = {
                 names[index]: count
                 for index, count in enumerate(self.obj.map("rejects").sums())
@@ -623,43 +624,3 @@ def _pair_order(row: Tuple[Dict[str, Any], Any]) -> Tuple[Any, ...]:
         stages.position(path, labels["to"]),
         labels.get("interface", labels.get("peer_interface", "")),
     )
-
-
-def _peer_kinds(topology: Topology) -> Dict[int, str]:
-    """What each device is to the user: uplink, vm, host, other."""
-    kinds = {device.ifindex: "other" for device in topology.others}
-    for device in topology.others:
-        if device.kind in ("tap", "macvtap"):
-            kinds[device.ifindex] = "vm"
-    kinds.update((device.ifindex, "uplink") for device in topology.uplinks)
-    kinds.update((device.ifindex, "host") for device in topology.host_ports)
-    kinds.update((device.ifindex, "vm") for device in topology.vm)
-    return kinds
-
-
-class _Names(Dict[int, str]):
-    """Names by number; a number without one is shown as what it is."""
-
-    def __missing__(self, number: int) -> str:
-        return "unknown({})".format(number)
-
-
-def _by_number(obj: BpfObject, enum: str, prefix: str) -> Dict[int, str]:
-    numbers = obj.types.enum(enum)
-    if enum == "nt_stage":
-        return _Names((number, stages.from_symbol(name)) for name, number in numbers.items())
-    return {
-        number: name[len(prefix) :].lower()
-        for name, number in numbers.items()
-        if not name.endswith("_MAX")
-    }
-
-
-def _explain_names(obj: BpfObject) -> Dict[int, str]:
-    """Index of the rejection counters -> name of the step."""
-    steps = _by_number(obj, "nt_explain", "NT_EXPLAIN_")
-    base = next(number for number, name in steps.items() if name == "filter")
-    names = {number: name for number, name in steps.items() if number < base}
-    for number, name in _by_number(obj, "nt_reject", "NT_REJECT_").items():
-        names[base + number] = "filter_" + name
-    return names
