@@ -6,7 +6,7 @@
  * Reads commands from stdin and prints one JSON line for "ready", for every command and, at the
  * end or on SIGUSR2, its counters: the numbers a test may trust.
  *
- * Commands: stall, resume, delay MS, counters, udp ..., ping ... (fakevm_send.c), quit.
+ * Commands: stall, resume, delay MS, counters, udp ..., ping ... (fakevm_send.c), hush, quit.
  * Signals: SIGUSR1 ends a stall, SIGUSR2 prints the counters, SIGINT and SIGTERM end.
  */
 #define _GNU_SOURCE
@@ -77,6 +77,8 @@ static void command(char *line)
 		delay_ms = atoi(line + 6);
 	else if (!strncmp(line, "udp ", 4) || !strncmp(line, "ping ", 5))
 		ok = job_start(line);
+	else if (!strcmp(line, "hush"))
+		job.active = false;
 	else if (!strcmp(line, "quit"))
 		finished = true;
 	else if (strcmp(line, "counters"))

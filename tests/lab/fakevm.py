@@ -140,6 +140,10 @@ class FakeVm:
         """Changes the sleep before each read."""
         self._command(f"delay {delay_ms}")
 
+    def hush(self) -> None:
+        """Ends what it sends in the background."""
+        self._command("hush")
+
     def send_udp(
         self,
         dst: str = "10.9.0.1",
