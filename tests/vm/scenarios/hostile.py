@@ -142,7 +142,10 @@ def refusals(lab: Any) -> None:
             contains((2, 3), result.status, f"exit status of {option}")
             equal(result.stderr.count("\n"), 1, f"lines about {option}", result.stderr)
             equal(result.stdout, "", f"stdout of {option}")
-            contains(result.stderr, "\\x1b[2J", f"message about {option}")
+            # Without reasons in the kernel there is nothing to compare the name with.
+            unnamed = option == "--reason" and lab.kernel < (5, 17)
+            told = "gives no drop reasons" if unnamed else "\\x1b[2J"
+            contains(result.stderr, told, f"message about {option}")
             _is_safe(result)
         with Tool(host, "ntools-drop", ["--dry-run", "--normal", "mark", "--reason", bad],
                   ready=False) as tool:  # fmt: skip
