@@ -202,13 +202,9 @@ class Guard:
 
     def tick(self, live: "LiveSteps") -> bool:
         """Once a second: live on, share out, measure, govern. True: the run has to stop."""
-        now = time.monotonic()
-        gap = now - self._beat_s
-        if gap > _PATIENCE_S:
-            self._wake(gap, live)
-            now = time.monotonic()
-        else:
+        if not self.notice_gap(live):
             self._beat()
+        now = time.monotonic()
         self.next_s = now + _TICK_S
         load = self._measure(now)
         stop = False
@@ -222,6 +218,14 @@ class Guard:
         if self._meter is not None:
             self._meter.tick(time.monotonic())
             self._meter.close()
+
+    def notice_gap(self, live: "LiveSteps") -> bool:
+        """Whether the programs have slept since the last heartbeat; if so, it is told."""
+        gap = time.monotonic() - self._beat_s
+        if gap <= _PATIENCE_S:
+            return False
+        self._wake(gap, live)
+        return True
 
     def _beat(self, **values: int) -> None:
         self._beat_s = time.monotonic()

@@ -233,6 +233,7 @@ def drive(
         sys.stderr.write(ready_line(engine.obj) + "\n")
         sys.stderr.flush()
         end = _loop(live, guard, limits, signals)
+        guard.notice_gap(live)  # a signal may come before the tick that would have told
         guard.finish()
         engine.stop()
         live.do("take")

@@ -193,6 +193,8 @@ def stopped_and_continued(lab: Any) -> None:
                 topo.udp(VM2_IP, count=20, wait_s=0)  # on their way into the machine
                 with _flood(topo, HOST_IP, 300):
                     figures = _sleep_and_wake(tools, programs)
+                    for tool in tools.values():
+                        tool.wait_for(lambda recs: ("gap", "heartbeat", None) in _actions(recs), 60)
                     time.sleep(3)
                 results = {name: tool.stop() for name, tool in tools.items()}
     for name, result in results.items():
