@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What all readers of records have in common, whatever the records lie in."""
 
+import abc
 import struct
 from typing import Any, Iterator, Tuple
 
@@ -12,7 +13,7 @@ __all__ = ["Channel"]
 _HEADER_BYTES = 8
 
 
-class Channel:
+class Channel(abc.ABC):
     """Reader of records that are all of one struct.
 
     :ivar fields: names of the fields in each record tuple.
@@ -37,12 +38,12 @@ class Channel:
             )
         )
 
+    @abc.abstractmethod
     def batches(self) -> Iterator[Any]:
         """Everything there is now, oldest first, as runs of whole records of ``stride`` bytes.
 
         The place of a batch is given back when the next one is asked for.
         """
-        raise NotImplementedError
 
     def read(self) -> Iterator[Tuple[Any, ...]]:
         """Everything there is now, oldest first, decoded.

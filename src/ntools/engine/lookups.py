@@ -5,6 +5,7 @@ Engines ask here and nowhere else, so that a replay can answer from the recordin
 that is not the host.
 """
 
+import abc
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["HostLookups", "Lookups", "RecordedLookups"]
 _MAX_TOLD = 65536
 
 
-class Lookups:
+class Lookups(abc.ABC):
     """The questions; the answers come from :meth:`_ask`."""
 
     def symbol(self, address: int) -> Optional["Symbol"]:
@@ -45,14 +46,17 @@ class Lookups:
         found = self._ask("enum", name) or []
         return {int(value): str(label) for value, label in found}
 
+    @abc.abstractmethod
     def refresh_symbols(self) -> None:
         """Look again for symbols: of modules loaded meanwhile."""
 
+    @abc.abstractmethod
     def forget(self) -> None:
         """Free the memory of answers that will not be needed again."""
 
+    @abc.abstractmethod
     def _ask(self, subject: str, key: Any) -> Any:
-        raise NotImplementedError
+        """The answer as JSON can carry it, None if there is none."""
 
 
 class HostLookups(Lookups):
@@ -115,6 +119,12 @@ class RecordedLookups(Lookups):
 
     def __init__(self, playback: Any) -> None:
         self._playback = playback
+
+    def refresh_symbols(self) -> None:
+        """Nothing to look at: what was seen later is in the recording."""
+
+    def forget(self) -> None:
+        """Nothing to free."""
 
     def _ask(self, subject: str, key: Any) -> Any:
         return self._playback.fact(subject, key)

@@ -7,6 +7,7 @@ order, so that the text on a terminal cannot tell more than the JSON lines.
 
 from __future__ import annotations
 
+import abc
 import os
 from math import isfinite
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, TextIO, Tuple, Union
@@ -27,7 +28,7 @@ Record = Dict[str, Any]
 _WITH_CAUSES = frozenset(("interval", "summary"))
 
 
-class Sink:
+class Sink(abc.ABC):
     """Something that takes the records of one run."""
 
     @property
@@ -39,15 +40,15 @@ class Sink:
         """The constants of the run; the first call."""
         self.record(rec)
 
+    @abc.abstractmethod
     def record(self, rec: Record) -> None:
         """Any record between header and summary."""
-        raise NotImplementedError
 
     def summary(self, rec: Record) -> None:
         """The last record."""
         self.record(rec)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most have nothing to give back
         """Give resources back; the stream itself belongs to the caller."""
 
 
