@@ -10,13 +10,13 @@ one is tried in another copy of the object, a *layer*, that shares all maps with
 import errno
 import mmap
 import os
-import zlib
 from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ntools.errors import AttachFailed, EnvironmentProblem, LoadFailed, UsageProblem
 
 from .btf import StructType, Types, relocation_roots
 from .elf import sections
+from .files import fingerprint, object_path
 from .kernel import MECHANISMS, KernelFacts, facts, refused_by_environment
 from .lib import error_text, failed, ffi, library
 from .maps import KernelMap, MapView
@@ -24,7 +24,6 @@ from .perf import PerfChannel
 from .ring import RingChannel
 
 __all__ = ["BpfObject", "Candidate", "Point", "PointReport", "Refusal"]
-__all__ += ["build_id", "fingerprint", "object_path"]
 
 _RINGBUF, _PERF_ARRAY = 27, 4
 _LOG_BYTES = 8 << 20  # kernels before 5.2 refuse 16 MiB and more
@@ -551,38 +550,6 @@ class BpfObject:
             " or ".join(targets), self.kernel.release
         )
         return AttachFailed(point, refusals, hint)
-
-
-def object_path(name: str, arch: str) -> str:
-    """File of an object by its name; a name that ends in ".o" is the file itself.
-
-    :raises EnvironmentProblem: no such object for this architecture.
-    """
-    if name.endswith(".o"):
-        return name
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.path.join(here, "bpf", "{}.{}.bpf.o".format(name, arch))
-    if not os.path.exists(path):
-        raise EnvironmentProblem(
-            "no BPF object '{}' for architecture '{}' ('{}'). Reinstall ntools.".format(
-                name, arch, path
-            )
-        )
-    return path
-
-
-def build_id(name: str) -> str:
-    """Fingerprint of an object, the ``build`` of header records. Needs no libbpf.
-
-    :raises EnvironmentProblem: no such object for this architecture.
-    """
-    with open(object_path(name, facts().arch), "rb") as file:
-        return fingerprint(file.read())
-
-
-def fingerprint(data: bytes) -> str:
-    """Fingerprint of an object file's content."""
-    return "{:08x}".format(zlib.crc32(data))
 
 
 def _load_text(number: int, log: str) -> str:

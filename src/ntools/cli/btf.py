@@ -296,7 +296,7 @@ def _examined(path: str, objects: Sequence[str], wanted: Optional[str]) -> _Repo
 
 
 def _examine(name: str, arch: str, types: Any, note: Any) -> _Row:
-    from ntools._loader.obj import fingerprint, object_path
+    from ntools._loader.files import fingerprint, object_path
     from ntools._loader.resolve import examine
 
     try:

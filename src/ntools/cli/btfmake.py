@@ -18,9 +18,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from ntools._loader.elf import ElfFile
 from ntools._loader.external import Note, difference
+from ntools._loader.files import fingerprint, object_path
 from ntools._loader.join import join, with_text
 from ntools._loader.kernel_types import RECORDS, KernelTypes
-from ntools._loader.obj import fingerprint, object_path
 from ntools._loader.resolve import examine
 from ntools.errors import EnvironmentProblem, NtoolsError, UsageProblem
 
