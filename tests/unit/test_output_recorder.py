@@ -12,27 +12,17 @@ import stat
 from pathlib import Path
 
 import pytest
+from unit.recordings import (
+    HEADER,
+    LAYOUTS,
+    MIB,
+    no_longer_than,
+    record,
+    replay,
+)
 
 from ntools.errors import RecordingProblem
 from ntools.output.recording import Frame, Recorder, Recording
-
-HEADER = {"type": "header", "run": "00ff"}
-LAYOUTS = {"nt_flight": {"size": 560}}
-SECOND = 10**9
-MIB = 1 << 20
-
-
-def record(path, frames, **options):
-    with Recorder(path, HEADER, LAYOUTS, **options) as recorder:
-        for frame in frames:
-            recorder.frame(frame.kind, frame.ts_ns, frame.body, frame.cpu)
-    return path
-
-
-def replay(path):
-    """Frames, and the note why they are not all."""
-    with Recording(path) as read:
-        return list(read.frames()), read.cut
 
 
 def noise(count, size=10000, seed=9):
@@ -43,20 +33,6 @@ def noise(count, size=10000, seed=9):
 
 def names(folder):
     return sorted(str(path) for path in folder.iterdir())
-
-
-@contextlib.contextmanager
-def no_longer_than(seconds):
-    def give_up(*_):
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # -- where a recording is written ----------------------------------------------------------------
