@@ -223,7 +223,7 @@ def program_runs(programs: Iterable[int]) -> Tuple[int, int]:
 
 
 def bpf_leftovers(
-    since: Optional[BpfObjects] = None, names: Iterable[str] = (), settle_s: float = 5
+    since: Optional[BpfObjects] = None, names: Iterable[str] = (), settle_s: float = 30
 ) -> BpfObjects:
     """What is loaded now and was not in ``since``; empty is what a test wants.
 

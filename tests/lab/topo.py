@@ -74,7 +74,7 @@ class Topo:
     def ping(
         self,
         count: int = 10,
-        interval_s: float = 0.05,
+        interval_s: float = 0.02,
         dst: str = VM_IP,
         size: int = 56,
         wait_s: float = 5,

@@ -80,7 +80,7 @@ def refused(command: Command, status: int, *words: str, held: str | None = None,
     """
     before: BpfObjects = bpf_snapshot()
     done = run(command, *words, held=held, **more)
-    assert not any(bpf_leftovers(before, mine(command.name), 2).counts().values())
+    assert not any(bpf_leftovers(before, mine(command.name)).counts().values())
     assert done.returncode == status, done.stderr
     assert done.stdout == ""
     warning = f"{command.program}: warning: "

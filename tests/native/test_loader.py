@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import errno
+import json
 import os
 import platform
 import shlex
@@ -603,11 +604,14 @@ def test_lockdown_confidentiality(path, tmp_path, monkeypatch):
 
 
 def bpftool_ids() -> dict[str, set[int]]:
+    """What bpftool lists; when something vanishes meanwhile it fails, and is asked again."""
     found = {}
     for kind in ("prog", "map", "link"):
-        done = subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=True)
-        import json
-
+        for _ in range(10):
+            done = subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+        assert done.returncode == 0, f"bpftool {kind} list: {done.stdout[-500:]}{done.stderr}"
         found[kind] = {row["id"] for row in json.loads(done.stdout or "[]")}
     return found
 
@@ -629,11 +633,14 @@ def test_kill_leaves_nothing(path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not any(bpf_leftovers(before, NAMES).counts().values())
+    # The kernel frees them when it comes to it: on a busy machine that can take seconds.
+    assert bpf_leftovers(before, NAMES, 60).counts() == {"progs": 0, "maps": 0, "links": 0}
     if shown:
         mine = {"prog": set(held.progs), "map": set(held.maps), "link": set(held.links)}
-        deadline = time.monotonic() + 5
-        while any(bpftool_ids()[kind] & ids for kind, ids in mine.items()):
-            assert time.monotonic() < deadline
+        deadline = time.monotonic() + 60
+        while left := {kind: ids & bpftool_ids()[kind] for kind, ids in mine.items()}:
+            if not any(left.values()):
+                break
+            assert time.monotonic() < deadline, left
             time.sleep(0.1)
         assert all(ids <= shown[kind] for kind, ids in mine.items())

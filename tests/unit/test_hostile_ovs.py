@@ -83,6 +83,7 @@ class Peer(threading.Thread):
             while not self.over.is_set():
                 channel, _ = self.listener.accept()
                 with channel:
+                    channel.recv(65536)  # a daemon answers; nobody's question meets a closed end
                     for part in self.parts:
                         channel.sendall(part)
                         if self.over.wait(self.gap_s):

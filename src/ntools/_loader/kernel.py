@@ -149,6 +149,10 @@ class KernelFacts:
                 )
             )
 
+    def module_path(self, name: str) -> str:
+        """File with the type information of a loaded module."""
+        return os.path.join(_BTF_DIR, name)
+
     @property
     def module_btf(self) -> bytes:
         """Type information of all loaded modules, joined; only good for searching names."""
@@ -156,7 +160,7 @@ class KernelFacts:
             blobs = []
             for name in self.btf_modules:
                 try:
-                    with open(os.path.join(_BTF_DIR, name), "rb") as file:
+                    with open(self.module_path(name), "rb") as file:
                         blobs.append(file.read())
                 except OSError:  # unloaded meanwhile
                     continue
@@ -224,7 +228,7 @@ class KernelFacts:
     def _enum_in_modules(self, enum: str) -> Dict[int, str]:
         for name in self.btf_modules:
             try:
-                with open(os.path.join(_BTF_DIR, name), "rb") as file:
+                with open(self.module_path(name), "rb") as file:
                     blob = file.read()
             except OSError:
                 continue

@@ -26,6 +26,41 @@ struct bpf_object_open_opts {
 	uint32_t kernel_log_level;
 };
 
+/* What a handler may change of the options of a load. */
+struct bpf_prog_load_opts {
+	size_t sz;
+	int attempts;
+	uint32_t expected_attach_type;
+	uint32_t prog_btf_fd;
+	uint32_t prog_flags;
+	uint32_t prog_ifindex;
+	uint32_t kern_version;
+	uint32_t attach_btf_id;
+	uint32_t attach_prog_fd;
+	uint32_t attach_btf_obj_fd;
+};
+
+typedef int (*libbpf_prog_prepare_load_fn_t)(struct bpf_program *prog,
+					     struct bpf_prog_load_opts *opts, long cookie);
+
+struct libbpf_prog_handler_opts {
+	size_t sz;
+	long cookie;
+	void *prog_setup_fn;
+	libbpf_prog_prepare_load_fn_t prog_prepare_load_fn;
+	void *prog_attach_fn;
+};
+
+/* The kernel's; not libbpf's. */
+struct bpf_btf_info {
+	uint64_t btf;
+	uint32_t btf_size;
+	uint32_t id;
+	uint64_t name;
+	uint32_t name_len;
+	uint32_t kernel_btf;
+};
+
 struct bpf_map_batch_opts {
 	size_t sz;
 	uint64_t elem_flags;
@@ -50,6 +85,9 @@ const char *bpf_program__section_name(const struct bpf_program *prog);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__fd(const struct bpf_program *prog);
 struct bpf_link *bpf_program__attach(const struct bpf_program *prog);
+struct bpf_link *bpf_program__attach_trace(const struct bpf_program *prog);
+int libbpf_register_prog_handler(const char *sec, int prog_type, int exp_attach_type,
+				 const struct libbpf_prog_handler_opts *opts);
 int bpf_link__destroy(struct bpf_link *link);
 
 const char *bpf_map__name(const struct bpf_map *map);
@@ -73,7 +111,13 @@ int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, vo
 int bpf_obj_get_info_by_fd(int fd, void *info, uint32_t *info_len);
 int bpf_enable_stats(int type);
 
+int bpf_btf_get_next_id(uint32_t start_id, uint32_t *next_id);
+int bpf_btf_get_fd_by_id(uint32_t id);
+
 struct btf *btf__new(const void *data, uint32_t size);
+struct btf *btf__parse_raw_split(const char *path, struct btf *base_btf);
+uint32_t btf__type_cnt(const struct btf *btf);
+const void *btf__type_by_id(const struct btf *btf, uint32_t id);
 void btf__free(struct btf *btf);
 int btf__add_btf(struct btf *btf, const struct btf *src_btf);
 int btf__dedup(struct btf *btf, const struct btf_dedup_opts *opts);

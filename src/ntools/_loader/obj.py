@@ -20,6 +20,7 @@ from .files import fingerprint, object_path
 from .kernel import MECHANISMS, KernelFacts, facts, refused_by_environment
 from .lib import error_text, failed, ffi, library
 from .maps import KernelMap, MapView
+from .modules import module_targets
 from .perf import PerfChannel
 from .ring import RingChannel
 
@@ -113,6 +114,7 @@ class BpfObject:
         self._gone: Set[str] = set()
         self._log = mmap.mmap(-1, _LOG_BYTES)
         self._perf = False
+        module_targets().expect(content, self.kernel)
         first = self._open()
         self._layers.append(first)
         self.points = self._read_points(first)
@@ -411,7 +413,10 @@ class BpfObject:
         self._prepare_maps(layer)
         self._library.forget()
         self._log[:1] = b"\0"
-        return ffi.errno or errno.EINVAL if c.bpf_object__load(layer) else 0
+        refused = c.bpf_object__load(layer)
+        number = ffi.errno or errno.EINVAL
+        module_targets().forget()
+        return number if refused else 0
 
     def _search_culprits(self, plan: Dict[str, Candidate]) -> List[Candidate]:
         """Which planned programs fail when loaded alone: for a library whose log names none."""
@@ -521,7 +526,9 @@ class BpfObject:
         c = self._library.c
         program = self._programs(self._layers[-1])[candidate.program]
         self._library.forget()
-        link = c.bpf_program__attach(program)
+        # What a handler of ours has prepared libbpf attaches only by this name.
+        own_btf = candidate.mechanism in _NEEDS_OWN_BTF
+        link = (c.bpf_program__attach_trace if own_btf else c.bpf_program__attach)(program)
         if failed(link):
             number = ffi.errno
             self._refuse_candidate(

@@ -43,7 +43,7 @@ def _program(name: str) -> str:
 def _every_packet(topo: Topo, count: int, stages: Sequence[str], *words: str) -> Result:
     """Pings from outside: each has passed each of the stages on its way to the machine once."""
     with follow(topo, *words) as tool:
-        pinged = topo.ping(count)
+        pinged = topo.ping(count, 0.01)
         result = tool.stop()
     equal((pinged.sent, pinged.received), (count, count), "pings")
     complete(result, count)
@@ -210,4 +210,4 @@ def a_foreign_file_is_refused(lab: Any) -> None:
                 equal((result.status, len(lines)), (3, 1), "status, lines", result.tail())
                 contains(lines[0], text, command)
                 equal(result.stdout, "", "stdout")
-    equal(bpf_leftovers(before, settle_s=5).counts(), {"progs": 0, "maps": 0, "links": 0}, "left")
+    equal(bpf_leftovers(before).counts(), {"progs": 0, "maps": 0, "links": 0}, "left")

@@ -16,7 +16,7 @@ from lab.topo import VM_IP, VM_IP6, bridge_topo, ovs_topo
 def _netem(topo: Any) -> None:
     topo.netem("phy0", 20)
     with follow(topo) as tool:
-        pinged = topo.ping(20)
+        pinged = topo.ping(20, 0.05)
         result = tool.stop()
     equal(pinged.received, 20, "pings")
     at_least(pinged.min_ms, 20, "round trip")
@@ -100,7 +100,7 @@ def _nft(lab: Any, topo: Any, hook: str, dst: str = VM_IP) -> Any:
     rule = topo.nft_drop_every(5, hook, match)
     drops = Tool(topo.h, "ntools-drop", ["--format", "json", "--dst-ip", dst])
     with follow(topo) as tool, drops:
-        pinged = topo.ping(20, dst=dst, wait_s=2)
+        pinged = topo.ping(20, 0.05, dst=dst, wait_s=2)
         time.sleep(1.6)
         result, dropped = tool.stop(), drops.stop()
     equal((pinged.received, rule.counter(), rule.seen()), (16, 4, 20), "answers, dropped, seen")
@@ -152,7 +152,7 @@ def netem_under_a_vlan_device(lab: Any) -> None:
     with bridge_topo(static_neigh=True, uplink_vlan=100) as topo:
         topo.netem("phy0", 20)
         with follow(topo) as tool:
-            topo.ping(10)
+            topo.ping(10, 0.05)
             result = tool.stop()
     complete(result, 10)
     queues = {

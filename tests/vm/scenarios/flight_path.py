@@ -35,7 +35,7 @@ def _pings(
     """Pings from outside to the machine; the fake machine's own counter is the witness."""
     before = topo.vm.counters()
     with follow(topo) as tool:
-        pinged = topo.ping(count, dst=dst)
+        pinged = topo.ping(count, 0.01, dst=dst)
         result = tool.stop()
     equal((pinged.sent, pinged.received), (count, count), "pings")
     echoes = "icmp6_echo" if ":" in dst else "icmp_echo"
