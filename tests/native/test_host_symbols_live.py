@@ -77,3 +77,13 @@ def test_about_this_host():
     assert facts.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert facts.cpus == os.cpu_count()
     assert facts.host_id is None or len(facts.host_id) == 32
+
+
+def test_one_pass_finds_what_the_table_has(symbols):
+    patterns = ["kfree_skb*", "__netif_receive_skb_core*", "consume_skb", "b*", "no_such_function"]
+    once = Symbols()
+    once.expect(patterns)
+    found = {pattern: once.matching(pattern) for pattern in patterns}
+    assert found == {pattern: symbols.matching(pattern) for pattern in patterns}
+    assert [name for name, _, _ in found["consume_skb"]] == ["consume_skb"]
+    assert len(found["b*"]) > 500 and not found["no_such_function"]

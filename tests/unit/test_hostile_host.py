@@ -7,6 +7,7 @@ import fnmatch
 import os
 import socket
 import struct
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
@@ -355,6 +356,27 @@ def test_patterns_mean_what_they_mean_elsewhere(tmp_path_factory, names, pattern
     bare = [name.partition(".")[0] for name in names]
     found = [name for name, _, _ in Symbols(path).matching(pattern)]
     assert found == [name for name in bare if fnmatch.fnmatchcase(name, pattern)]
+
+
+@given(
+    rows=st.lists(st.tuples(
+        st.one_of(st.integers(0, 5), st.integers(0, 2**64 - 1)), st.sampled_from("tTWdA"),
+        st.text("ab_.", min_size=1, max_size=6), st.sampled_from(["", "", "", "\t[m]"])),
+        max_size=12),
+    ordered=st.booleans(),
+    patterns=st.lists(st.text("ab_*", max_size=4), min_size=1, max_size=3, unique=True),
+    chunk=st.integers(1, 200),
+)  # fmt: skip
+@few(300)
+def test_one_pass_finds_what_the_table_has(tmp_path_factory, rows, ordered, patterns, chunk):
+    path = tmp_path_factory.mktemp("symbols") / "kallsyms"
+    rows = sorted(rows, key=lambda row: (bool(row[3]), row[0])) if ordered else rows
+    path.write_text("".join(f"{at:016x} {kind} {name}{of}\n" for at, kind, name, of in rows))
+    one, other = Symbols(path), Symbols(path)
+    one.expect(patterns)
+    with mock.patch("ntools.host.symbols._CHUNK_BYTES", chunk):
+        for pattern in patterns:
+            assert one.matching(pattern) == other.matching(pattern)
 
 
 @pytest.mark.parametrize("part, times", [("*", 40), ("*a", 60), ("*?", 30), ("*a*", 110)])

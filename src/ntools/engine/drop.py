@@ -222,12 +222,14 @@ class DropEngine(Engine):
         if "stack" not in options.group_by:
             obj.resize("drop_stacks", 1)
         group_by = {DIMENSIONS[name] for name in options.group_by} | set(_FOR_CLASS)
+        helpers = reasons.free_functions()
+        self.lookups.expect_functions(helpers)
         locations = self._ranges(options.locations, sizes["NT_DROP_LOCATIONS"], "--location")
         obj.configure(
             mode=modes["NT_DROP_GROUPS" if options.group_by else "NT_DROP_EVENTS"],
             group_by=sum(by[name] for name in group_by if name),
             reasons=obj.types.enum("nt_drop_reasons")[self._sense],
-            helpers=self._ranges(reasons.free_functions(), sizes["NT_DROP_HELPERS"], ""),
+            helpers=self._ranges(helpers, sizes["NT_DROP_HELPERS"], ""),
             locations=locations,
             by_location=int(bool(options.locations)),
             by_device=int(bool(options.devices)),

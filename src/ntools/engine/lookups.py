@@ -6,7 +6,7 @@ that is not the host.
 """
 
 import abc
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 if TYPE_CHECKING:
     from ntools.host.symbols import Symbol
@@ -30,6 +30,9 @@ class Lookups(abc.ABC):
         """(name, first address, first one behind) of the functions a pattern means."""
         found = self._ask("functions", pattern) or []
         return [(str(name), int(first), int(end)) for name, first, end in found]
+
+    def expect_functions(self, patterns: Sequence[str]) -> None:  # noqa: B027
+        """Patterns that :meth:`functions` will be asked for: cheaper together than one by one."""
 
     def symbols_note(self) -> Optional[str]:
         """Why functions have no names, None when they have."""
@@ -74,6 +77,10 @@ class HostLookups(Lookups):
         self._symbols = Symbols()
         self._devices = DeviceNames()
         self._told: Dict[Any, Any] = {}
+
+    def expect_functions(self, patterns: Sequence[str]) -> None:
+        """See :meth:`Lookups.expect_functions`."""
+        self._symbols.expect(patterns)
 
     def refresh_symbols(self) -> None:
         """See :meth:`Lookups.refresh_symbols`."""
