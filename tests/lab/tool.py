@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from lab.bpfsys import BpfObjects, bpf_leftovers, bpf_snapshot
 from lab.netns import Namespace
@@ -26,6 +27,7 @@ __all__ = [
     "ToolFailed",
     "bpf_leftovers",
     "bpf_snapshot",
+    "side_by_side",
 ]
 
 #: For runs whose records are counted: on an emulated CPU a share of the time says little, and a
@@ -141,11 +143,18 @@ class Tool:
         self._ns, self._ready, self._ready_timeout_s = ns, ready, ready_timeout_s
         self._changed = threading.Condition()
         self._process: Optional["subprocess.Popen[bytes]"] = None
+        self._begun = 0.0
         self.ready_line = ""
         self.ready_after_s = 0.0
         self.result: Optional[Result] = None
 
     def __enter__(self) -> "Tool":
+        self.launch()
+        self.await_ready()
+        return self
+
+    def launch(self) -> None:
+        """Starts the command; :meth:`kill` ends it."""
         start: Callable[..., "subprocess.Popen[bytes]"] = subprocess.Popen
         options: Dict[str, Any] = {
             "env": self._env,
@@ -156,19 +165,22 @@ class Tool:
         if self._ns is not None:
             start = self._ns.popen
             options["own_sys"] = True
-        begun = time.monotonic()
+        self._begun = time.monotonic()
         self._process = start(self.command, **options)
         assert self._process.stdout is not None and self._process.stderr is not None
         self._out = _Stream(self._process.stdout, self._changed)
         self._err = _Stream(self._process.stderr, self._changed)
-        if self._ready:
-            try:
-                self._wait_ready()
-            except BaseException:
-                self.kill()
-                raise
-            self.ready_after_s = time.monotonic() - begun
-        return self
+
+    def await_ready(self) -> None:
+        """Waits until it measures, if it was asked to."""
+        if not self._ready:
+            return
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        self.ready_after_s = time.monotonic() - self._begun
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -259,3 +271,15 @@ class Tool:
     def kill(self) -> Result:
         """SIGKILL; what is left in the kernel after this is the command's fault."""
         return self.stop(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def side_by_side(*tools: Tool) -> Iterator[Sequence[Tool]]:
+    """Several commands, started together: two CPUs have them ready in the time of one."""
+    with contextlib.ExitStack() as stack:
+        for tool in tools:
+            tool.launch()
+            stack.push(tool)
+        for tool in tools:
+            tool.await_ready()
+        yield tools

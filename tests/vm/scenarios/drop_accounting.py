@@ -12,6 +12,7 @@ from lab.expect import at_least, equal
 from lab.latency import check_records
 from lab.netns import Namespace
 from lab.scenario import scenario
+from lab.tool import side_by_side
 from lab.traffic import udp
 
 _LO = "127.0.0.1"
@@ -130,9 +131,11 @@ def same_index_in_two_namespaces(lab: Any) -> None:
     """lo is device 1 everywhere: --netns and --interface keep the namespaces apart."""
     with Namespace("a") as a, Namespace("b") as b:
         with (
-            watch(a) as in_a,
-            watch(b, "--interface", "lo") as lo_in_b,
-            watch(a, "--interface", f"{b.name}/lo") as nothing,
+            side_by_side(
+                watch(a),
+                watch(b, "--interface", "lo"),
+                watch(a, "--interface", f"{b.name}/lo"),
+            ) as (in_a, lo_in_b, nothing),
         ):
             udp(a, _LO, 7777, 7, wait_s=0.2)
             udp(b, _LO, 7777, 5, wait_s=0.2)

@@ -12,7 +12,7 @@ from lab.drops import checked, gives_reasons, reason, rows, watch
 from lab.expect import all_of, at_least, contains, equal
 from lab.raw import RawSocket, ethernet, ipv4, udp_datagram
 from lab.scenario import scenario
-from lab.tool import Tool
+from lab.tool import Tool, side_by_side
 from lab.topo import E_IP, E_IP6, E_MAC, HOST_IP, HOST_IP6, HOST_MAC, VM_IP, bridge_topo
 
 # Where datagrams without a socket end; compilers inline one into the other.
@@ -21,8 +21,10 @@ _UDP_ENTRY = ("__udp4_lib_rcv", "__udp6_lib_rcv", "udp_rcv", "udpv6_rcv", "udp_u
 
 def _no_socket(topo: Any, dst: str, src: str, family: str) -> None:
     with (
-        watch(topo.h, "--dst-port", "7777") as tool,
-        watch(topo.h, "--dst-port", "7778", "--explain") as other,
+        side_by_side(
+            watch(topo.h, "--dst-port", "7777"),
+            watch(topo.h, "--dst-port", "7778", "--explain"),
+        ) as (tool, other),
     ):
         sent = topo.udp(dst, 7777, 23)
         none = other.stop()
@@ -75,8 +77,10 @@ def foreign_frames(lab: Any) -> None:
         # Promiscuous, so that the bridge hands up what is not for it.
         topo.h.ip("link set br0 promisc on")
         with (
-            watch(topo.h, "--interface", "br0") as every,
-            watch(topo.h, "--normal", "hide") as hiding,
+            side_by_side(
+                watch(topo.h, "--interface", "br0"),
+                watch(topo.h, "--normal", "hide"),
+            ) as (every, hiding),
             RawSocket(topo.e, topo.wire) as sock,
         ):
             for _ in range(9):
@@ -134,8 +138,10 @@ def wanted_reasons(lab: Any) -> None:
             contains(result.stderr, "gives no drop reasons")
             return
         with (
-            watch(topo.h, "--reason", "netfilter_drop,NO_SUCH_REASON") as only,
-            watch(topo.h, "--not-reason", "netfilter_drop", "--dst-port", "7777") as without,
+            side_by_side(
+                watch(topo.h, "--reason", "netfilter_drop,NO_SUCH_REASON"),
+                watch(topo.h, "--not-reason", "netfilter_drop", "--dst-port", "7777"),
+            ) as (only, without),
         ):
             topo.udp(HOST_IP, 7777, 20)
             results = only.stop(), without.stop()
@@ -200,9 +206,11 @@ def full_qdisc_tag_in_the_frame(lab: Any) -> None:
     with bridge_topo(vms=0, static_neigh=True) as topo:
         qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
         with (
-            watch(topo.h, "--src-ip", HOST_IP) as every,
-            watch(topo.h, "--vlan", "100") as tagged,
-            watch(topo.h, "--vlan", "none", "--src-ip", HOST_IP) as untagged,
+            side_by_side(
+                watch(topo.h, "--src-ip", HOST_IP),
+                watch(topo.h, "--vlan", "100"),
+                watch(topo.h, "--vlan", "none", "--src-ip", HOST_IP),
+            ) as (every, tagged, untagged),
             RawSocket(topo.h, "phy0") as sock,
         ):
             for number in range(60):
@@ -224,8 +232,10 @@ def full_qdisc_tag_in_the_skb(lab: Any) -> None:
     with bridge_topo(vms=0, static_neigh=True, vlan=100) as topo:
         qdisc = topo.tbf("phy0", rate="100kbit", burst="2kb", limit="3kb")
         with (
-            watch(topo.h, "--vlan", "100", "--dst-port", "7777") as tool,
-            watch(topo.h, "--vlan", "101") as other,
+            side_by_side(
+                watch(topo.h, "--vlan", "100", "--dst-port", "7777"),
+                watch(topo.h, "--vlan", "101"),
+            ) as (tool, other),
         ):
             topo.udp(E_IP, 7777, 60, 900, ns=topo.h, wait_s=0.2)
             results = tool.stop(), other.stop()
@@ -243,8 +253,10 @@ def stalled_tap(lab: Any) -> None:
         topo.start_vm(0, stall_s=0)
         before = topo.link("vnet0")["tx_dropped"]
         with (
-            watch(topo.h, "--dst-ip", VM_IP, "--interface", "vnet0") as tool,
-            watch(topo.h, "--dst-ip", VM_IP, "--normal", "hide") as hiding,
+            side_by_side(
+                watch(topo.h, "--dst-ip", VM_IP, "--interface", "vnet0"),
+                watch(topo.h, "--dst-ip", VM_IP, "--normal", "hide"),
+            ) as (tool, hiding),
         ):
             topo.udp(VM_IP, 7777, 60, wait_s=0.2)
             dropped = topo.link("vnet0")["tx_dropped"] - before
@@ -297,8 +309,10 @@ def unknown_frame_type(lab: Any) -> None:
     """5 frames of a type nobody handles; --type finds them, and finds no IPv4 among them."""
     with bridge_topo(vms=0, static_neigh=True) as topo:
         with (
-            watch(topo.h, "--type", "0x88b5") as tool,
-            watch(topo.h, "--type", "ipv4") as other,
+            side_by_side(
+                watch(topo.h, "--type", "0x88b5"),
+                watch(topo.h, "--type", "ipv4"),
+            ) as (tool, other),
             RawSocket(topo.e, topo.wire) as sock,
         ):
             for _ in range(5):

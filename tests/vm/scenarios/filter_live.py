@@ -16,7 +16,7 @@ from lab.latency import check_records, ends, follow
 from lab.netns import Namespace
 from lab.raw import RawSocket
 from lab.scenario import scenario
-from lab.tool import Result, Tool
+from lab.tool import Result, Tool, side_by_side
 from lab.topo import E_IP, VM_IP, bridge_topo
 from lab.traffic import udp
 from object import packets as p
@@ -253,9 +253,11 @@ def devices_of_two_namespaces(lab: Any) -> None:
             ns.ip("link add va type veth peer name vb", "link set va up", "link set vb up")
         names = f"vb,lo,{b.name}/lo"
         with (
-            Tool(a, "ntools-drop", ["--format", "json", "--interface", names]) as three,
-            Tool(a, "ntools-drop", ["--format", "json", "--interface", f"{b.name}/lo"]) as one,
-            Tool(a, "ntools-drop", ["--format", "json", "--interface", "va,vb"]) as none,
+            side_by_side(
+                Tool(a, "ntools-drop", ["--format", "json", "--interface", names]),
+                Tool(a, "ntools-drop", ["--format", "json", "--interface", f"{b.name}/lo"]),
+                Tool(a, "ntools-drop", ["--format", "json", "--interface", "va,vb"]),
+            ) as (three, one, none),
         ):
             udp(a, "127.0.0.1", 7777, 3, wait_s=0.2)
             udp(b, "127.0.0.1", 7777, 5, wait_s=0.2)
@@ -275,8 +277,10 @@ def drops_of_a_vm(lab: Any) -> None:
         drop = topo.nft_drop_every(1, "ingress:vnet0", "udp sport 9701")
         name = str(topo.vm.pid)
         with (
-            watch(topo.h, "--vm", name, "--protocol", "udp") as tool,
-            watch(topo.h, "--vm", name, "--interface", "lo", "--protocol", "udp") as both,
+            side_by_side(
+                watch(topo.h, "--vm", name, "--protocol", "udp"),
+                watch(topo.h, "--vm", name, "--interface", "lo", "--protocol", "udp"),
+            ) as (tool, both),
         ):
             topo.udp(port=9701, count=4, gap_s=0.01, wait_s=0.5)
             udp(topo.h, "127.0.0.1", 7777, 3, wait_s=0.2)

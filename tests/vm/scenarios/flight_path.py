@@ -8,6 +8,7 @@ from typing import Any, Sequence
 from lab.expect import equal
 from lab.latency import check_records, complete, follow, hist, hists, stages_seen
 from lab.scenario import scenario
+from lab.tool import side_by_side
 from lab.topo import VM_IP, VM_IP6, bridge_topo, ovs_topo
 
 _OVS = ("ovs.in", "ovs.lookup", "ovs.exec", "ovs.send")
@@ -115,9 +116,11 @@ def tagged_pings(lab: Any) -> None:
     with bridge_topo(vlan=100, static_neigh=True) as topo:
         before = topo.vm.counters()["arp"]
         with (
-            follow(topo, "--vlan", "100") as right,
-            follow(topo, "--vlan", "200") as wrong,
-            follow(topo, "--vlan", "none") as untagged,
+            side_by_side(
+                follow(topo, "--vlan", "100"),
+                follow(topo, "--vlan", "200"),
+                follow(topo, "--vlan", "none"),
+            ) as (right, wrong, untagged),
         ):
             pinged = topo.ping(20)
             results = [tool.stop() for tool in (right, wrong, untagged)]

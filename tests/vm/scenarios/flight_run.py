@@ -10,7 +10,7 @@ from typing import Any
 from lab.expect import at_least, equal, same_sum
 from lab.latency import check_records, complete, ends, follow, hist
 from lab.scenario import scenario
-from lab.tool import Tool, bpf_leftovers, bpf_snapshot
+from lab.tool import Tool, bpf_leftovers, bpf_snapshot, side_by_side
 from lab.topo import E_IP, VM_IP, bridge_topo
 
 
@@ -70,8 +70,10 @@ def details(lab: Any) -> None:
     with bridge_topo(static_neigh=True) as topo:
         topo.vm.delay(20)
         with (
-            follow(topo, "--details", "--force") as everything,
-            follow(topo, "--details", "--latency-ms", "15") as slow,
+            side_by_side(
+                follow(topo, "--details", "--force"),
+                follow(topo, "--details", "--latency-ms", "15"),
+            ) as (everything, slow),
         ):
             topo.ping(10, interval_s=0.1)
             results = [everything.stop(), slow.stop()]
@@ -103,9 +105,11 @@ def filters(lab: Any) -> None:
     with bridge_topo(static_neigh=True) as topo:
         flow = ("--protocol", "udp", "--dst-port", "9701", "--bidir")
         with (
-            follow(topo, *flow, "--explain") as one,
-            follow(topo, "--vm-ip", VM_IP) as all_of_vm,
-            follow(topo, "--src-ip", "10.9.0.77") as none,
+            side_by_side(
+                follow(topo, *flow, "--explain"),
+                follow(topo, "--vm-ip", VM_IP),
+                follow(topo, "--src-ip", "10.9.0.77"),
+            ) as (one, all_of_vm, none),
         ):
             topo.ping(5)
             topo.udp(port=9701, count=7, gap_s=0.01, wait_s=3)

@@ -14,7 +14,7 @@ from lab.hostile import COMMS, DEVICES, flaws, shown
 from lab.latency import check_records, complete, hists
 from lab.netns import Namespace
 from lab.scenario import scenario
-from lab.tool import Result, Tool
+from lab.tool import Result, Tool, side_by_side
 from lab.topo import bridge_topo
 from lab.traffic import udp
 
@@ -68,10 +68,12 @@ def drops_on_devices(lab: Any) -> None:
         chosen = os.fsdecode(DEVICES[2])
         odd = os.fsdecode(DEVICES[8])  # no UTF-8; the next one is made to look like it
         with (
-            watch(host, "--dst-port", "7777") as every,
-            watch(host, "--dst-port", "7777", "--interface", chosen) as one,
-            watch(host, "--dst-port", "7777", "--interface", odd) as other,
-            Tool(host, "ntools-drop", ["--netns", host.name, "--dst-port", "7777", "-v"]) as text,
+            side_by_side(
+                watch(host, "--dst-port", "7777"),
+                watch(host, "--dst-port", "7777", "--interface", chosen),
+                watch(host, "--dst-port", "7777", "--interface", odd),
+                Tool(host, "ntools-drop", ["--netns", host.name, "--dst-port", "7777", "-v"]),
+            ) as (every, one, other, text),
             Tool(
                 host,
                 "ntools-drop",
@@ -102,8 +104,10 @@ def drops_of_processes(lab: Any) -> None:
     """The name of the process that sent, byte by byte."""
     with Namespace("h") as host:
         with (
-            watch(host, "--dst-port", "7778") as tool,
-            Tool(host, "ntools-drop", ["--netns", host.name, "--dst-port", "7778", "-v"]) as text,
+            side_by_side(
+                watch(host, "--dst-port", "7778"),
+                Tool(host, "ntools-drop", ["--netns", host.name, "--dst-port", "7778", "-v"]),
+            ) as (tool, text),
         ):
             for comm in COMMS:
                 host.run([sys.executable, "-c", _SENDER, comm.hex(), "7778", str(_EACH)])
