@@ -102,8 +102,8 @@ class Report:
     def write(self) -> Path:
         """Print the table and write the file."""
         machine = self.machine()
-        print("\n{name}: {rounds} rounds on kernel {kernel}, {cpus} CPUs, load {load}; "
-              "median (min to max)".format(name=self.name, rounds=self.rounds, **machine))  # fmt: skip
+        where = "kernel {kernel}, {cpus} CPUs, load {load}".format(**machine)
+        print(f"\n{self.name}: {self.rounds} rounds on {where}; median (min to max)")
         for row in self.rows:
             print("  " + text_of(row))
         for note in self.notes:
