@@ -6,7 +6,6 @@ pair of stages. This side sweeps the flights that no longer move, pronounces the
 checks that everything that started has ended in exactly one way.
 """
 
-import struct
 import time
 from collections import Counter
 from typing import (
@@ -23,8 +22,8 @@ from typing import (
 )
 
 from ntools._loader import BpfObject, MapView
-from ntools.engine import budget
 from ntools.engine import filter as packet_filter
+from ntools.engine.flight_record import FlightReader
 from ntools.engine.lookups import Lookups
 from ntools.engine.run import Engine
 from ntools.engine.words import by_number, explain_names, peer_kinds
@@ -32,7 +31,7 @@ from ntools.errors import UsageProblem
 from ntools.host.devices import Device
 from ntools.host.guests import MacSeed
 from ntools.host.uplink import Topology
-from ntools.model import flow, reasons, stages
+from ntools.model import flow, stages
 from ntools.model.filter import PacketFilter
 from ntools.model.hist import KernelHistogram, kernel_cells
 from ntools.model.packet import Packet
@@ -116,9 +115,6 @@ class FlightEngine(Engine):
         self.counts_events = self.makes_records = self._details
         self.has_threshold = options.threshold_ns > 0
         self.sweep_s = options.timeout_s / 2
-        self._layout = obj.types.struct(obj.manifest["flight"][1])
-        self._at = {name: index for index, name in enumerate(self._layout.names)}
-        self._stages = by_number(obj, "nt_stage", "NT_STAGE_")
         self._kernel_ends = by_number(obj, "nt_end", "NT_END_")
         self._epoch = 1
         self._hists: Dict[Tuple[Any, ...], KernelHistogram] = {}
@@ -129,7 +125,8 @@ class FlightEngine(Engine):
         self._before: Dict[str, Dict[str, int]] = {}
         self._names = {device.ifindex: device.name for device in self._all_devices()}
         self._kinds = peer_kinds(topology)
-        self._reasons: Optional[reasons.ReasonNames] = None
+        self._read = FlightReader(obj, self.lookups, self._names, self._kinds)
+        self._at, self._codec = self._read.at, self._read.codec
         self._seen: Set[str] = set()
         self._macs_refused = 0
         self._invariant: Dict[str, Any] = {}
@@ -213,7 +210,7 @@ class FlightEngine(Engine):
         last = self._at["last_ns"]
         for flights in self._under_way():
             for key, value in list(flights.items_bytes()):
-                if self._layout.codec.unpack(value)[last] >= limit:
+                if self._codec.unpack(value)[last] >= limit:
                     continue
                 record = flights.lookup(key)
                 # Gone: it completed meanwhile. Moved: it is alive after all.
@@ -247,7 +244,7 @@ class FlightEngine(Engine):
         self.sweep(writer)
         for flights in self._under_way():
             for _, value in list(flights.items_bytes()):
-                self._pronounce(self._layout.codec.unpack(value), "open", writer)
+                self._pronounce(self._codec.unpack(value), "open", writer)
 
     def losses(self) -> Dict[str, int]:
         """Loss by cause, with the addresses of guests that found no room at the start."""
@@ -318,7 +315,7 @@ class FlightEngine(Engine):
         for flights in self._under_way():
             for key, value in list(flights.items_bytes()):
                 if flights.delete(key):
-                    self._pronounce(self._layout.codec.unpack(value), "lost_track", writer)
+                    self._pronounce(self._codec.unpack(value), "lost_track", writer)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -358,7 +355,7 @@ class FlightEngine(Engine):
     def _fetch_graves(self, writer: "Writer") -> None:
         graves = self.obj.map("graves")
         for key, value in list(graves.items_bytes()):
-            record = self._layout.codec.unpack(value)
+            record = self._codec.unpack(value)
             end = self._kernel_ends.get(record[self._at["end"]], "")
             end = end if end in stages.ENDS else "stale"  # what it stands for is not known
             graves.delete(key)
@@ -368,21 +365,21 @@ class FlightEngine(Engine):
         """A free event later than the last stage is a drop; else nothing is known of the end."""
         if record[self._at["free_ns"]] > record[self._at["last_ns"]]:
             return "dropped"
-        left = self._stages[record[self._at["last_stage"]]] == "dev.xmit"
+        left = self._read.last_stage(record) == "dev.xmit"
         if left and self._options.only_uplink and record[self._at["direction"]] == 0:
             return "elsewhere"
         return "timed_out"
 
     def _pronounce(self, record: Tuple[Any, ...], end: str, writer: "Writer") -> None:
         """Count an end that the kernel side does not count."""
-        self._swept[self._direction(record), end] += 1
+        self._swept[self._read.direction(record), end] += 1
         self._describe(record, end, writer)
 
     def _describe(self, record: Tuple[Any, ...], end: str, writer: "Writer") -> None:
         at = self._at
-        direction = self._direction(record)
-        last_stage = self._stages[record[at["last_stage"]]]
-        evidence = self._evidence(record) if end == "dropped" else {}
+        direction = self._read.direction(record)
+        last_stage = self._read.last_stage(record)
+        evidence = self._read.evidence(record) if end == "dropped" else {}
         group = _Group(
             direction,
             end,
@@ -398,18 +395,12 @@ class FlightEngine(Engine):
         self._groups[group] += 1
         self._fresh[group] += 1
         if group not in self._examples:
-            self._examples[group] = self._flow(record).fields()
+            self._examples[group] = self._read.flow(record).fields()
         if self._details and self.gate.passes(self._identity(record)):
             self._packet(record, end, writer, group.next_stage, evidence)
 
     def _identity(self, record: Tuple[Any, ...]) -> int:
-        """The number the kernel samples this packet by; 0 while everything is shown."""
-        if not self.gate.shift:
-            return 0
-        at = self._at
-        src, dst, *rest = record[at["tuple__src"] : at["tuple__src"] + 7]
-        flow_bytes = src + dst + struct.pack("<HHHBB", *rest)
-        return budget.identity(flow_bytes, record[at["print__digest"]])
+        return self._read.identity(record) if self.gate.shift else 0  # 0: everything is shown
 
     def _expected(self, direction: str, stage: str, record: Tuple[Any, ...]) -> Optional[str]:
         through = {"openvswitch": ("ovs",), "bridge": ("bridge",)}.get(
@@ -428,36 +419,6 @@ class FlightEngine(Engine):
                 return found
         return None
 
-    def _direction(self, record: Tuple[Any, ...]) -> str:
-        return "tx" if record[self._at["direction"]] else "rx"
-
-    def _flow(self, record: Tuple[Any, ...]) -> flow.Flow:
-        start = self._at["tuple__src"]
-        return flow.Flow.from_kernel(record[start : start + 7])
-
-    def _evidence(self, record: Tuple[Any, ...]) -> Dict[str, Any]:
-        """The free event of a flight as fields of a record; {} if there was none."""
-        at = self._at
-        if not record[at["free_ns"]]:
-            return {}
-        if self._reasons is None:
-            self._reasons = reasons.ReasonNames(self.lookups.enum)
-            self.lookups.forget()
-        fields: Dict[str, Any] = {"kind": "drop", "ts_ns": record[at["free_ns"]]}
-        symbol = self.lookups.symbol(record[at["free_location"]])
-        if symbol:
-            fields["caller"] = symbol.name
-            fields["caller_offset"] = symbol.offset
-        if self._reasons:
-            fields["reason_code"] = record[at["free_reason"]]
-            fields["reason"] = self._reasons.name(record[at["free_reason"]])
-        if symbol and fields.get("reason") in (None, "not_specified"):
-            derived = reasons.derive(symbol.name)
-            if derived:
-                fields["reason"] = derived.reason
-                fields["reason_derived"] = True
-        return fields
-
     def _packet(
         self,
         record: Tuple[Any, ...],
@@ -466,60 +427,16 @@ class FlightEngine(Engine):
         next_stage: Optional[str] = None,
         evidence: Optional[Dict[str, Any]] = None,
     ) -> None:
-        at = self._at
-        if self._direction(record) not in self._options.directions:
+        read = self._read
+        if read.direction(record) not in self._options.directions:
             return  # a replay may ask for one of two
-        flow_of = self._flow(record)
-        vlan = None if record[at["vlan_id"]] == _VLAN_NONE else record[at["vlan_id"]] & 0xFFF
-        if self._narrow and not self._narrow.matches(Packet.from_flow(flow_of, vlan)):
+        if self._narrow and not self._narrow.matches(
+            Packet.from_flow(read.flow(record), read.vlan(record))
+        ):
             return
-        hops = self._hops(record)
-        peer = record[at["entry_ifindex" if record[at["direction"]] else "last_ifindex"]]
-        fields: Dict[str, Any] = dict(flow_of.fields())
-        fields.update(
-            direction=self._direction(record),
-            interface=self._name(record[at["vm_ifindex"]]),
-            total_ns=max(0, record[at["last_ns"]] - record[at["start_ns"]]),
-            end=end,
-            last_stage=self._stages[record[at["last_stage"]]],
-            next_stage=next_stage,
-            len_bytes=record[at["len_bytes"]],
-            segs=record[at["segs"]] or 1,
-            vlan_id=vlan,
-            icmp_seq=record[at["seq"]] if flow_of.has_echo else None,
-            tcp_seq=record[at["seq"]] if flow_of.protocol == 6 else None,
-            ip_id=record[at["ip_id"]] if flow_of.family else None,
-            stages=hops,
-            evidence=evidence or None,
-        )
-        if end == "completed":
-            fields["peer_interface"] = self._name(peer)
-            fields["peer_kind"] = self._kinds.get(peer, "other")
-        writer.record("packet", ts_ns=record[at["start_ns"]], **fields)
-
-    def _hops(self, record: Tuple[Any, ...]) -> List[Dict[str, Any]]:
-        blob = record[self._at["hops"]]
-        layout = self.obj.types.struct("nt_hop")
-        count = min(record[self._at["hop_count"]], len(blob) // layout.size)
-        found: List[Dict[str, Any]] = []
-        before = None
-        for ts_ns, ifindex, cpu, stage, _ in layout.codec.iter_unpack(blob[: count * layout.size]):
-            found.append(
-                {
-                    "stage": self._stages[stage],
-                    "interface": self._name(ifindex) if ifindex else None,
-                    "ifindex": ifindex or None,
-                    "ts_ns": ts_ns,
-                    "delta_ns": None if before is None else ts_ns - before,
-                    "cpu": cpu,
-                    "hits": 1,
-                }
-            )
-            before = ts_ns
-        return found
-
-    def _name(self, ifindex: int) -> str:
-        return self._names.get(ifindex) or "if{}".format(ifindex)
+        fields = read.packet(record, end)
+        fields.update(next_stage=next_stage, evidence=evidence or None)
+        writer.record("packet", ts_ns=record[self._at["start_ns"]], **fields)
 
     def _report_hists(self, writer: "Writer", last: bool, epoch: int) -> None:
         pairs = self.obj.map("pairs")
@@ -543,14 +460,14 @@ class FlightEngine(Engine):
         direction, start, end, _, ifindex = key
         labels = {
             "direction": "tx" if direction else "rx",
-            "from": self._stages[start],
-            "to": self._stages[end],
+            "from": self._read.stages[start],
+            "to": self._read.stages[end],
         }
         if labels["to"] == stages.TOTAL:
-            labels["peer_interface"] = self._name(ifindex)
+            labels["peer_interface"] = self._read.name(ifindex)
             labels["peer_kind"] = self._kinds.get(ifindex, "other")
         elif ifindex:
-            labels["interface"] = self._name(ifindex)
+            labels["interface"] = self._read.name(ifindex)
         return labels
 
     def _report_ends(self, writer: "Writer", last: bool) -> None:
