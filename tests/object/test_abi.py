@@ -42,8 +42,10 @@ OFFSETS = {
         "kernel_log_size": 64,
         "kernel_log_level": 72,
     },
-    "bpf_kprobe_opts": {"sz": 0, "bpf_cookie": 8, "offset": 16, "retprobe": 24},
     "bpf_map_batch_opts": {"sz": 0, "elem_flags": 8, "flags": 16},
+    "bpf_prog_load_opts": {"sz": 0, "attach_btf_id": 32, "attach_btf_obj_fd": 40},  # from 0.8
+    "libbpf_prog_handler_opts": {"sz": 0, "prog_prepare_load_fn": 24},  # from 0.8
+    "bpf_btf_info": {"btf": 0, "btf_size": 8, "id": 12, "name": 16, "name_len": 24},
 }
 
 INCLUDES = "".join(

@@ -40,18 +40,21 @@ struct bpf_prog_load_opts {
 	uint32_t attach_btf_obj_fd;
 };
 
+typedef int (*libbpf_prog_setup_fn_t)(struct bpf_program *prog, long cookie);
 typedef int (*libbpf_prog_prepare_load_fn_t)(struct bpf_program *prog,
 					     struct bpf_prog_load_opts *opts, long cookie);
+typedef int (*libbpf_prog_attach_fn_t)(const struct bpf_program *prog, long cookie,
+				       struct bpf_link **link);
 
 struct libbpf_prog_handler_opts {
 	size_t sz;
 	long cookie;
-	void *prog_setup_fn;
+	libbpf_prog_setup_fn_t prog_setup_fn;
 	libbpf_prog_prepare_load_fn_t prog_prepare_load_fn;
-	void *prog_attach_fn;
+	libbpf_prog_attach_fn_t prog_attach_fn;
 };
 
-/* The kernel's; not libbpf's. */
+/* The kernel's. */
 struct bpf_btf_info {
 	uint64_t btf;
 	uint32_t btf_size;
