@@ -12,7 +12,7 @@ from lab.drops import checked, gives_reasons, reason, rows, watch
 from lab.expect import all_of, at_least, contains, equal
 from lab.raw import RawSocket, ethernet, ipv4, udp_datagram
 from lab.scenario import scenario
-from lab.tool import Tool, side_by_side
+from lab.tool import PATIENT, Tool, side_by_side
 from lab.topo import E_IP, E_IP6, E_MAC, HOST_IP, HOST_IP6, HOST_MAC, VM_IP, bridge_topo
 
 # Where datagrams without a socket end; compilers inline one into the other.
@@ -288,7 +288,9 @@ def full_socket(lab: Any) -> None:
         with sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
             sock.bind((HOST_IP, int(port)))
-            with Tool(topo.h, "ntools-drop", ["--dst-port", port, "--format", "json"]) as tool:
+            with Tool(
+                topo.h, "ntools-drop", ["--dst-port", port, "--format", "json", *PATIENT]
+            ) as tool:
                 topo.udp(HOST_IP, int(port), 50, 500, wait_s=0.2)
                 sock.close()
                 tool.wait_for(lambda recs: sum(rec["type"] == "drop" for rec in recs) >= 50)

@@ -16,7 +16,7 @@ from lab.latency import check_records, ends, follow
 from lab.netns import Namespace
 from lab.raw import RawSocket
 from lab.scenario import scenario
-from lab.tool import Result, Tool, side_by_side
+from lab.tool import PATIENT, Result, Tool, side_by_side
 from lab.topo import E_IP, VM_IP, bridge_topo
 from lab.traffic import udp
 from object import packets as p
@@ -254,9 +254,11 @@ def devices_of_two_namespaces(lab: Any) -> None:
         names = f"vb,lo,{b.name}/lo"
         with (
             side_by_side(
-                Tool(a, "ntools-drop", ["--format", "json", "--interface", names]),
-                Tool(a, "ntools-drop", ["--format", "json", "--interface", f"{b.name}/lo"]),
-                Tool(a, "ntools-drop", ["--format", "json", "--interface", "va,vb"]),
+                Tool(a, "ntools-drop", ["--format", "json", "--interface", names, *PATIENT]),
+                Tool(
+                    a, "ntools-drop", ["--format", "json", "--interface", f"{b.name}/lo", *PATIENT]
+                ),
+                Tool(a, "ntools-drop", ["--format", "json", "--interface", "va,vb", *PATIENT]),
             ) as (three, one, none),
         ):
             udp(a, "127.0.0.1", 7777, 3, wait_s=0.2)

@@ -9,7 +9,7 @@ from typing import Any
 from lab.expect import all_of, at_least, at_most, equal, only_pair_slow
 from lab.latency import check_records, complete, ends, follow, hist, hists
 from lab.scenario import scenario
-from lab.tool import Tool
+from lab.tool import PATIENT, Tool
 from lab.topo import VM_IP, VM_IP6, bridge_topo, ovs_topo
 
 
@@ -98,7 +98,7 @@ def _nft(lab: Any, topo: Any, hook: str, dst: str = VM_IP) -> Any:
     six = ":" in dst
     match = f"icmp{'v6' if six else ''} type echo-request"
     rule = topo.nft_drop_every(5, hook, match)
-    drops = Tool(topo.h, "ntools-drop", ["--format", "json", "--dst-ip", dst])
+    drops = Tool(topo.h, "ntools-drop", ["--format", "json", "--dst-ip", dst, *PATIENT])
     with follow(topo) as tool, drops:
         pinged = topo.ping(20, 0.05, dst=dst, wait_s=2)
         time.sleep(1.6)

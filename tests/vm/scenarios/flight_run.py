@@ -10,7 +10,7 @@ from typing import Any
 from lab.expect import at_least, equal, same_sum
 from lab.latency import check_records, complete, ends, follow, hist
 from lab.scenario import scenario
-from lab.tool import Tool, bpf_leftovers, bpf_snapshot, side_by_side
+from lab.tool import PATIENT, Tool, bpf_leftovers, bpf_snapshot, side_by_side
 from lab.topo import E_IP, VM_IP, bridge_topo
 
 
@@ -234,7 +234,9 @@ def same_ifindex_elsewhere(lab: Any) -> None:
 def text_for_people(lab: Any) -> None:
     """80 columns, the invariant, and nothing but printable characters."""
     with bridge_topo(static_neigh=True) as topo:
-        with Tool(topo.h, "ntools-vm-latency", ["--vm-interface", "vnet0", "--histogram"]) as tool:
+        with Tool(
+            topo.h, "ntools-vm-latency", ["--vm-interface", "vnet0", "--histogram", *PATIENT]
+        ) as tool:
             topo.ping(10)
             result = tool.stop()
     too_wide = [line for line in result.text.splitlines() if len(line) > 80]

@@ -14,7 +14,7 @@ from lab.hostile import COMMS, DEVICES, flaws, shown
 from lab.latency import check_records, complete, hists
 from lab.netns import Namespace
 from lab.scenario import scenario
-from lab.tool import Result, Tool, side_by_side
+from lab.tool import PATIENT, Result, Tool, side_by_side
 from lab.topo import bridge_topo
 from lab.traffic import udp
 
@@ -72,13 +72,17 @@ def drops_on_devices(lab: Any) -> None:
                 watch(host, "--dst-port", "7777"),
                 watch(host, "--dst-port", "7777", "--interface", chosen),
                 watch(host, "--dst-port", "7777", "--interface", odd),
-                Tool(host, "ntools-drop", ["--netns", host.name, "--dst-port", "7777", "-v"]),
+                Tool(
+                    host,
+                    "ntools-drop",
+                    ["--netns", host.name, "--dst-port", "7777", "-v", *PATIENT],
+                ),
             ) as (every, one, other, text),
             Tool(
                 host,
                 "ntools-drop",
                 ["--netns", host.name, "--dst-port", "7777", "--group-by", "device,fivetuple"]
-                + ["--top", "99"],
+                + ["--top", "99", *PATIENT],
             ) as table,
         ):
             for number in range(1, len(DEVICES) + 1):
@@ -106,7 +110,11 @@ def drops_of_processes(lab: Any) -> None:
         with (
             side_by_side(
                 watch(host, "--dst-port", "7778"),
-                Tool(host, "ntools-drop", ["--netns", host.name, "--dst-port", "7778", "-v"]),
+                Tool(
+                    host,
+                    "ntools-drop",
+                    ["--netns", host.name, "--dst-port", "7778", "-v", *PATIENT],
+                ),
             ) as (tool, text),
         ):
             for comm in COMMS:
@@ -170,9 +178,13 @@ def interface_of_a_vm(lab: Any) -> None:
         topo.wait_ready()
         arguments = ["--vm-interface", name]
         with (
-            Tool(topo.h, "ntools-vm-latency", [*arguments, "--format", "json"]) as summary,
             Tool(
-                topo.h, "ntools-vm-latency", [*arguments, "--details", "--force", "--explain"]
+                topo.h, "ntools-vm-latency", [*arguments, *PATIENT, "--format", "json"]
+            ) as summary,
+            Tool(
+                topo.h,
+                "ntools-vm-latency",
+                [*arguments, *PATIENT, "--details", "--force", "--explain"],
             ) as text,
         ):
             topo.ping(5)
