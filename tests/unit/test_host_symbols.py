@@ -117,3 +117,21 @@ def test_unsorted_kernel_part(tmp_path):
     symbols = make(tmp_path, "".join(lines[4:10][::-1] + lines[1:4]))
     assert symbols.lookup(0xFFFFFFFF81000210).name == "ip_rcv_core.constprop.0"
     assert symbols.range("weak_one") == (0xFFFFFFFF81000400, 0xFFFFFFFF81000500)
+
+
+def test_what_was_found_in_passing_needs_no_table(tmp_path):
+    symbols = make(tmp_path)
+    symbols.expect(["twin*", "startup_64"])
+    assert [name for name, _, _ in symbols.matching("twin*")] == ["twin", "twin"]
+    (tmp_path / "kallsyms").unlink()
+    assert symbols.note is None
+    assert symbols.matching("startup_64") == [
+        ("startup_64", 0xFFFFFFFF81000000, 0xFFFFFFFF81000100)
+    ]
+
+
+def test_hidden_addresses_are_told_after_a_pass_too(tmp_path):
+    symbols = make(tmp_path, "0000000000000000 T startup_64\n0000000000000000 T twin\n")
+    symbols.expect(["twin*"])
+    assert symbols.matching("twin*") == []
+    assert "hidden" in symbols.note

@@ -12,6 +12,7 @@ from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 __all__ = ["Layout", "Note", "difference", "find_text", "layouts", "text_section"]
 
 _STRUCT = 4
+_HEADER_BYTES = 24
 _MARK = b"\0ntools-btf "
 
 
@@ -81,17 +82,24 @@ def text_section(blob: bytes) -> Tuple[int, int]:
 
 
 def find_text(blob: bytes, name: str) -> int:
-    """Where a whole string lies in BTF, -1 if nowhere.
+    """Where a whole string lies in BTF, -1 if nowhere."""
+    if len(blob) < _HEADER_BYTES:
+        return -1
+    return find_name(blob, name, *text_section(blob))
+
+
+def find_name(text: bytes, name: str, start: int = 0, end: Optional[int] = None) -> int:
+    """Where a whole string lies among strings that end in zeros, -1 if nowhere.
 
     Searched without its terminators: a needle that ends in the commonest byte is several times
     slower to find.
     """
     needle = name.encode()
-    at = blob.find(needle)
+    at = text.find(needle, start, end)
     while at >= 0:
-        if blob[at - 1] == 0 and blob[at + len(needle) : at + len(needle) + 1] == b"\0":
+        if text[at - 1] == 0 and text[at + len(needle) : at + len(needle) + 1] == b"\0":
             return at
-        at = blob.find(needle, at + 1)
+        at = text.find(needle, at + 1, end)
     return -1
 
 

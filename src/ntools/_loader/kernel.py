@@ -12,7 +12,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from ntools.errors import EnvironmentProblem
 
-from .external import Note, difference, find_text, text_section
+from .external import Note, difference, find_name, find_text, text_section
 
 __all__ = ["KernelFacts", "facts", "refused_by_environment", "MECHANISMS", "FEATURES"]
 
@@ -154,16 +154,16 @@ class KernelFacts:
         return os.path.join(_BTF_DIR, name)
 
     @property
-    def module_btf(self) -> bytes:
-        """Type information of all loaded modules, joined; only good for searching names."""
+    def module_names(self) -> bytes:
+        """Every name in the type information of the loaded modules; each ends in a zero."""
         if self._modules is None:
             blobs = []
             for name in self.btf_modules:
                 try:
-                    with open(self.module_path(name), "rb") as file:
-                        blobs.append(file.read())
+                    blob = _read_btf(self.module_path(name))
                 except OSError:  # unloaded meanwhile
                     continue
+                blobs.append(blob[slice(*text_section(blob))] if blob else b"")
             self._modules = b"\0".join(blobs)
         return self._modules
 
@@ -180,7 +180,7 @@ class KernelFacts:
         if known is None:
             known = find_text(self.core_btf, name) >= 0
             if not known and not self.btf_path:
-                known = find_text(self.module_btf, name) >= 0
+                known = find_name(self.module_names, name) >= 0
             self._names[name] = known
         return known
 
@@ -188,7 +188,7 @@ class KernelFacts:
         """Whether the kernel itself describes this function: fentry looks nowhere else."""
         if not self.btf_path:
             return self.has_name(name)
-        return find_text(self.own_btf, name) >= 0 or find_text(self.module_btf, name) >= 0
+        return find_text(self.own_btf, name) >= 0 or find_name(self.module_names, name) >= 0
 
     def has_tracepoint(self, name: str) -> bool:
         """Whether the kernel's own type information describes a tracepoint of this name."""

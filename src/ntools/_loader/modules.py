@@ -11,7 +11,7 @@ import os
 import struct
 from typing import Any, Dict, Iterable, NamedTuple, Optional, Set, Tuple
 
-from .external import find_text, text_section
+from .external import find_name, find_text, text_section
 from .kernel import KernelFacts
 from .lib import Library, failed, ffi, library
 
@@ -68,7 +68,7 @@ class ModuleTargets:
             if kind is None or section in self._handled:
                 continue
             name = kind.prefix + target
-            if find_text(kernel.own_btf, name) < 0 and find_text(kernel.module_btf, name) >= 0:
+            if find_text(kernel.own_btf, name) < 0 and find_name(kernel.module_names, name) >= 0:
                 self._c.libbpf_register_prog_handler(
                     section.encode(), _TRACING, kind.attach_type, self._options
                 )

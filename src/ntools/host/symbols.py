@@ -57,7 +57,8 @@ class Symbols:
     @property
     def note(self) -> Optional[str]:
         """Why there are no names; None when there are."""
-        self._loaded()
+        if not self._seen or not any(self._seen.values()):  # what was found has its address
+            self._loaded()
         return self._note
 
     def lookup(self, address: int) -> Optional[Symbol]:
