@@ -9,7 +9,7 @@
 #   make test-unit test-object test-native test-vm [KERNEL=6.1]
 #   make check       lint, format, types, Python 3.7 language level
 #   make format      let the formatter have its way
-#   make bench       what the tools cost
+#   make bench       what the tools cost (BENCH="start --rounds 5"), into docs/performance.md
 #   make wheel       a reproducible wheel in build/dist
 #   make rpm         RPM packages in build/rpm/RPMS, from source
 #   make clean       remove what was built; distclean: .venv, too
@@ -19,6 +19,7 @@ PYTHON := $(VENV)/bin/python
 KERNEL :=
 DIST := build/dist
 TESTFLAGS :=
+BENCH :=
 
 .PHONY: setup setup-test build demo test test-unit test-object test-native test-vm check format \
 	bench wheel rpm clean distclean
@@ -64,7 +65,7 @@ format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format .
 
 bench: build $(VENV)/test.stamp
-	$(PYTHON) tests/bench/run.py
+	$(PYTHON) tests/bench/run.py $(BENCH)
 
 wheel rpm: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 

@@ -15,21 +15,24 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-#: In the order they run; those that take --reference.
-ALL = ("start", "firing", "impact", "share", "growth", "filters")
-WITH_REFERENCE = ("start", "firing", "impact", "share")
+#: In the order they run.
+ALL = ("start", "firing", "icount", "impact", "share", "growth", "filters")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[*ALL, []], metavar="NAME",
+    parser.add_argument("names", nargs="*", metavar="NAME",
                         help=f"of {', '.join(ALL)} (default: all)")  # fmt: skip
     parser.add_argument("--rounds", type=int, metavar="N", help="at least 5")
     parser.add_argument("--reference", type=Path, metavar="DIR",
                         help="checkout of the reference tool set, to compare with")  # fmt: skip
     parser.add_argument("--no-document", action="store_true",
                         help="leave docs/performance.md as it is")  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in ALL]
+    if unknown:
+        parser.error(f"no benchmark '{unknown[0]}', there are {', '.join(ALL)}")
+    return args
 
 
 def command_of(name: str, rounds: int | None, checkout: Path | None) -> list[str]:
@@ -39,7 +42,7 @@ def command_of(name: str, rounds: int | None, checkout: Path | None) -> list[str
     known = path.read_text()
     if rounds is not None and "options(" in known:
         command += ["--rounds", str(rounds)]
-    if checkout is not None and name in WITH_REFERENCE and "--reference" in known:
+    if checkout is not None and '"--reference"' in known:
         command += ["--reference", str(checkout.resolve())]
     return command
 
