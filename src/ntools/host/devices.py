@@ -4,11 +4,13 @@
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ntools.errors import NtoolsError, UsageProblem
 from ntools.host import netns as _netns
-from ntools.host.rtnl import Link, read_links
+
+if TYPE_CHECKING:
+    from ntools.host.rtnl import Link
 
 __all__ = [
     "Device",
@@ -102,6 +104,8 @@ class Devices:
         :raises UsageProblem: no such namespace.
         :raises EnvironmentProblem: the namespace cannot be entered or rtnetlink refused.
         """
+        from ntools.host.rtnl import read_links
+
         with _netns.open_netns(netns) as inum:
             links = read_links()
         return cls(inum, from_links(links, inum, sysfs=netns is None), netns)
@@ -172,7 +176,7 @@ class Devices:
         return f"device '{name}' not found in {place}.{hint} See 'ip link'."
 
 
-def from_links(links: Sequence[Link], netns_inum: int, sysfs: bool) -> List[Device]:
+def from_links(links: "Sequence[Link]", netns_inum: int, sysfs: bool) -> List[Device]:
     """Devices made of the links of one namespace.
 
     :param sysfs: /sys/class/net may be asked about them; it shows the namespace of whoever
@@ -185,7 +189,7 @@ def from_links(links: Sequence[Link], netns_inum: int, sysfs: bool) -> List[Devi
     return [_device(link, netns_inum, sysfs, tuple(ports.get(link.ifindex, ()))) for link in links]
 
 
-def _device(link: Link, netns_inum: int, sysfs: bool, ports: Tuple[int, ...]) -> Device:
+def _device(link: "Link", netns_inum: int, sysfs: bool, ports: Tuple[int, ...]) -> Device:
     bus = _has_bus_device(link, sysfs)
     kind = _kind(link, bus, bool(ports))
     beside = link.link if link.link and link.link_netnsid is None else None
@@ -212,7 +216,7 @@ def _device(link: Link, netns_inum: int, sysfs: bool, ports: Tuple[int, ...]) ->
     )
 
 
-def _kind(link: Link, has_bus_device: bool, has_ports: bool) -> str:
+def _kind(link: "Link", has_bus_device: bool, has_ports: bool) -> str:
     if link.kind in _SAME_NAME:
         return link.kind or ""
     if link.kind == "tun":
@@ -226,7 +230,7 @@ def _kind(link: Link, has_bus_device: bool, has_ports: bool) -> str:
     return "physical" if has_bus_device else "other"
 
 
-def _has_bus_device(link: Link, sysfs: bool) -> bool:
+def _has_bus_device(link: "Link", sysfs: bool) -> bool:
     """Kernels before 5.14 do not tell the parent over rtnetlink.
 
     There /sys knows for the own namespace. For another one a device that no rtnetlink kind
