@@ -35,6 +35,7 @@ from bench.common import (  # noqa: E402
     options,
     paired,
 )
+from lab import build  # noqa: E402
 from lab.netns import stop_process  # noqa: E402
 from lab.topo import Topo, bridge_topo  # noqa: E402
 
@@ -310,7 +311,9 @@ def _goal(report: Report, case: str, ours: Sequence[Sample], to: str, of: Sequen
 
 def in_guest(args) -> int:
     """The same in a guest: boot it, run there, keep what it leaves in the shared directory."""
+    # A guest only uses what is there.
     floor_binary()
+    build.build_all()
     if args.reference:
         reference.headers(args.kernel)
     with tempfile.TemporaryDirectory() as out:
