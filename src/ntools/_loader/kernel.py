@@ -7,7 +7,6 @@ process.
 
 import os
 import struct
-import tempfile
 from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from ntools.errors import EnvironmentProblem
@@ -209,6 +208,8 @@ class KernelFacts:
 
         What an object sees that is relocated on a kernel before 5.8. For the test switch.
         """
+        import tempfile
+
         file = tempfile.NamedTemporaryFile(prefix="ntools-", suffix=".btf")
         file.write(self.core_btf.replace(b"\0bpf_ringbuf\0", b"\0bpf_noringb\0"))
         file.flush()

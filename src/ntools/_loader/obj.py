@@ -21,7 +21,6 @@ from .kernel import MECHANISMS, KernelFacts, facts, refused_by_environment
 from .lib import error_text, failed, ffi, library
 from .maps import KernelMap, MapView
 from .modules import module_targets
-from .perf import PerfChannel
 from .ring import RingChannel
 
 __all__ = ["BpfObject", "Candidate", "Point", "PointReport", "Refusal"]
@@ -213,6 +212,8 @@ class BpfObject:
             fd = c.bpf_map__fd(handle)
             record = self.types.struct(self.manifest[name][1])
             if self._perf:
+                from .perf import PerfChannel  # brings ctypes, which no other path needs
+
                 array = KernelMap(
                     name, fd, _PERF_ARRAY, c.bpf_map__max_entries(handle), 4, 4, False
                 )
