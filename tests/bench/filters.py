@@ -49,9 +49,7 @@ def by_address(count: int) -> str:
 
 def by_port(count: int) -> str:
     """So many rules that the port refuses, either way."""
-    return "\n".join(
-        f"--src-ip 192.0.2.0/24 --dst-port {8000 + n} --bidir" for n in range(count)
-    )
+    return "\n".join(f"--src-ip 192.0.2.0/24 --dst-port {8000 + n} --bidir" for n in range(count))
 
 
 #: What refuses the packet, and options.

@@ -161,8 +161,17 @@ def send_own(dst_ip: str, port: int, seconds: float) -> Dict[str, float]:
 
 
 def start_flood(
-    ns: Namespace, dev: str, src_mac: str, dst_mac: str, dst_ip: str, port: int,
-    seconds: float = 0.0, count: int = 0, rate: float = 0.0, flows: int = 1, size: int = 60,
+    ns: Namespace,
+    dev: str,
+    src_mac: str,
+    dst_mac: str,
+    dst_ip: str,
+    port: int,
+    seconds: float = 0.0,
+    count: int = 0,
+    rate: float = 0.0,
+    flows: int = 1,
+    size: int = 60,
     cpu: int = 0,
 ) -> "subprocess.Popen[Any]":
     """Start a sender in a namespace; its standard output is the result.
@@ -231,9 +240,10 @@ class Watched:
         self.process: Optional["subprocess.Popen[Any]"] = None
 
     def __enter__(self) -> "Watched":
-        with (self.out if self._keep else Path(os.devnull)).open("wb") as out, self.err.open(
-            "wb"
-        ) as err:
+        with (
+            (self.out if self._keep else Path(os.devnull)).open("wb") as out,
+            self.err.open("wb") as err,
+        ):
             how: Dict[str, Any] = {"stdout": out, "stderr": err, "stdin": subprocess.DEVNULL}
             how["env"] = self._env
             if self._ns is None:
@@ -261,7 +271,9 @@ class Watched:
         watched = self.out if self._on_stdout else self.err
         while not any(line.startswith(self._ready) for line in _lines(watched)):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self._command[0]} is not ready: {self.err.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"{self._command[0]} is not ready: {self.err.read_text()[-2000:]}"
+                )
             time.sleep(0.02)
 
     def cpu_s(self) -> float:

@@ -190,8 +190,10 @@ def latency(
     missing += accounts.check(case, "sent, by its end", packets, vm=vm, tap_dropped=dropped)
     missing += accounts.check(case, "sent", packets, started=total["started"], **unseen)
     figures: dict[str, float] = {"rate_per_s": packets / sent["seconds"]}
-    ways = {name: total[name] for name in
-            ("dropped", "elsewhere", "timed_out", "stale", "lost_track", "merged", "open")}
+    ways = {
+        name: total[name]
+        for name in ("dropped", "elsewhere", "timed_out", "stale", "lost_track", "merged", "open")
+    }
     seen, unshown = total["completed"] + sum(ways.values()), {}
     if "--details" in args:
         seen = printed
