@@ -81,6 +81,7 @@ def run(
         "ready_s": ready_s,
         "ready_cpu_s": ready_cpu,
         "lost": sum(summary["lost"].values()),
+        "asleep_s": summary.get("asleep_ns", 0) / 1e9,
     }
     every = _DEFAULT_S.get(command[0], 5.0)
     found["user_cpu_pct"] = 100 * spent / passed
