@@ -371,6 +371,10 @@ def share(topo: Topo, rounds: int, seconds: float) -> int:
     _no_tool(topo, report, seconds)
     for name, samples in in_turn(cases, rounds).items():
         report.add(name, samples)
+    report.notes.append(
+        "programs meet: drops of the host's own sender are interrupted by drops of the wire; what "
+        "the kernel skips for recursion is lost as prog_missed"
+    )
     accounts.end(report)
     print(report.write())
     return len(accounts.wrong)
