@@ -34,14 +34,9 @@ def options(what: str, rounds: int = 9) -> argparse.ArgumentParser:
     return parser
 
 
-def in_turn(
-    cases: Mapping[str, Callable[[], Sample]], rounds: int, least: int = MIN_ROUNDS
-) -> dict[str, list[Sample]]:
-    """Samples of every case, one of each per round; every round begins with another case.
-
-    :param least: rounds made at least; fewer than usual where several runs are put together.
-    """
-    rounds = max(least, rounds)
+def in_turn(cases: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, list[Sample]]:
+    """Samples of every case, one of each per round; every round begins with another case."""
+    rounds = max(MIN_ROUNDS, rounds)
     names = list(cases)
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for turn in range(rounds):

@@ -10,6 +10,7 @@ Natively, or in a guest (--kernel): under emulation only ratios mean anything. N
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -26,15 +27,7 @@ from typing import Callable, Mapping, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import reference  # noqa: E402
-from bench.common import (  # noqa: E402
-    MIN_ROUNDS,
-    REPORTS,
-    Report,
-    Sample,
-    in_turn,
-    options,
-    paired,
-)
+from bench.common import REPORTS, Report, Sample, in_turn, options, paired  # noqa: E402
 from lab import build  # noqa: E402
 from lab.netns import stop_process  # noqa: E402
 from lab.topo import Topo, bridge_topo  # noqa: E402
@@ -49,15 +42,16 @@ _EPOLL = {"232", "281", "441"}  # epoll_wait, epoll_pwait, epoll_pwait2 on x86_6
 
 #: Command, options, object, tool of the reference that answers the same. A run of single packets
 #: watches for a second what it would cost before it is ready (--admit-s): nothing a CPU does, so
-#: here the shortest that is possible.
+#: here the shortest that is possible; other traffic of this machine must not refuse it.
+_ADMIT = ("--admit-s", "0.1", "--max-overhead", "100")
 OURS = (
-    ("ntools-drop", ("--dst-ip", "192.0.2.1", "--admit-s", "0.1"), "drop", "drop"),
+    ("ntools-drop", ("--dst-ip", "192.0.2.1", *_ADMIT), "drop", "drop"),
     ("ntools-drop", ("--mode", "summary"), "drop", "drop"),
     ("ntools-vm-latency", ("--vm-interface", "vnet0"), "flight", "latency"),
     (
         "ntools-vm-latency",
         ("--vm-interface", "vnet0", "--details", "--src-ip", "10.9.0.1", "--dst-ip", "10.9.0.2",
-         "--admit-s", "0.1"),
+         *_ADMIT),
         "flight_detail", "latency",
     ),
 )  # fmt: skip
@@ -252,33 +246,69 @@ def cases_of(topo: Topo, checkout: Path | None, headers: str, report: Report) ->
     return cases
 
 
-def only_working(topo: Topo, cases: Sequence[Case], report: Report) -> list[Case]:
-    """The cases that start, warm; what does not is noted."""
-    found = []
-    for case in cases:
-        begun = time.monotonic()
-        try:
-            start(topo, case)
-        except NotReady as problem:
-            why = str(problem).splitlines()[-1] if str(problem) else "it ended"
-            report.notes.append(f"{case.name} does not start on this kernel: {why}")
-            continue
-        print(f"{case.name}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
-        found.append(case)
-    return found
-
-
 def measure(
-    checkout: Path | None, headers: str, rounds: int, report: Report, least: int = MIN_ROUNDS
+    checkout: Path | None,
+    headers: str,
+    rounds: int,
+    report: Report,
+    keep: Callable[[dict[str, list[Sample]]], None] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Samples of every case that works here, by name."""
+    """Samples of every case that works here, by name; each has run once before, to be warm.
+
+    :param keep: called after each round with all samples so far, for a guest that may be ended.
+        The reference runs cold there: a start takes it minutes under emulation.
+    """
     with bridge_topo(static_neigh=True) as topo:
-        cases = only_working(topo, cases_of(topo, checkout, headers, report), report)
+        cases = cases_of(topo, checkout, headers, report)
+        warm = [one for one in cases if keep is None or not one.name.startswith("reference")]
+        broken = [case for case in warm if not _starts(topo, case, report)]
 
         def one(case: Case) -> Callable[[], Sample]:
             return lambda: start(topo, case)
 
-        return in_turn({case.name: one(case) for case in cases}, rounds, least)
+        ready = {case.name: one(case) for case in cases if case not in broken}
+        if keep is None:
+            return in_turn(ready, rounds)
+        return _kept(topo, ready, rounds, report, keep)
+
+
+def _starts(topo: Topo, case: Case, report: Report) -> bool:
+    begun = time.monotonic()
+    try:
+        start(topo, case)
+    except NotReady as problem:
+        _note_broken(case.name, problem, report)
+        return False
+    print(f"{case.name}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
+    return True
+
+
+def _note_broken(name: str, problem: NotReady, report: Report) -> None:
+    why = str(problem).splitlines()[-1] if str(problem) else "it ended"
+    report.notes.append(f"{name} does not start on this kernel: {why}")
+
+
+def _kept(
+    topo: Topo,
+    ready: dict[str, Callable[[], Sample]],
+    rounds: int,
+    report: Report,
+    keep: Callable[[dict[str, list[Sample]]], None],
+) -> dict[str, list[Sample]]:
+    """Rounds, each kept as soon as it is complete; who fails in one is left out."""
+    samples: dict[str, list[Sample]] = {name: [] for name in ready}
+    for turn in range(rounds):
+        found: dict[str, Sample] = {}
+        for name in [*list(ready)[turn % len(ready) :], *list(ready)[: turn % len(ready)]]:
+            try:
+                found[name] = ready[name]()
+            except NotReady as problem:
+                _note_broken(name, problem, report)
+                del ready[name], samples[name]
+        for name, sample in found.items():
+            samples[name].append(sample)
+        keep(samples)
+    return samples
 
 
 def _sum(*parts: Sequence[Sample]) -> list[Sample]:
@@ -294,6 +324,8 @@ def fill(report: Report, samples: Mapping[str, Sequence[Sample]]) -> None:
     for name, found in samples.items():
         report.add(name, found, *(() if name == BARE else (BARE, bare, "cpu_s")))
     for name, (_, _, _, theirs) in zip(NAMES, OURS):
+        if name not in samples:
+            continue
         both = _sum(bare, samples[f"floor: {name}"])
         ours = samples[name]
         _goal(report, name, ours, BOTH, both, "cpu_s", GOAL_FLOOR)
@@ -332,6 +364,14 @@ def in_guest(args) -> int:
         return _keep(json.loads(left.read_text()), args)
 
 
+def _leave(name: str, report: Report, samples: dict[str, list[Sample]]) -> None:
+    """In the guest: put what is complete into the shared directory."""
+    left = {"samples": samples, "notes": report.notes, "machine": report.machine()}
+    new = GUEST_OUT / "start.new"
+    new.write_text(json.dumps(left))
+    new.rename(GUEST_OUT / f"start-{name}.json")
+
+
 def _keep(left: Mapping, args) -> int:
     """Write the report of a guest's samples, with those of earlier boots if asked."""
     raw = REPORTS / "raw" / f"start-{args.kernel}.json"
@@ -360,18 +400,18 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="of the guest")
     parser.add_argument("--inside", metavar="NAME", help="for the guest's own side")
     args = parser.parse_args()
+    # A run of single packets somewhere else on the machine must not refuse ours.
+    os.environ.setdefault("NTOOLS_RUN_DIR", str(REPORTS / "run"))
     if args.reference:
         args.reference = args.reference.resolve()
     if args.kernel:
         return in_guest(args)
     report = Report("start", args.rounds)
-    headers = args.inside or reference.ANY_HEADERS
-    # In a guest the rounds of several boots are put together (--more).
-    least = 1 if args.inside else MIN_ROUNDS
-    samples = measure(args.reference, headers, args.rounds, report, least)
+    keep = functools.partial(_leave, args.inside, report) if args.inside else None
+    samples = measure(
+        args.reference, args.inside or reference.ANY_HEADERS, args.rounds, report, keep
+    )
     if args.inside:
-        left = {"samples": samples, "notes": report.notes, "machine": report.machine()}
-        (GUEST_OUT / f"start-{args.inside}.json").write_text(json.dumps(left))
         return 0
     fill(report, samples)
     report.write()
