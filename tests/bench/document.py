@@ -209,7 +209,7 @@ def filled(text: str, reports: Mapping[str, dict]) -> tuple[str, list[str]]:
             content = []
             for one in found:
                 content += [f"#### {one}", ""] * several + section(reports[one])
-        return match[1] + ("\n".join(content) if content else before) + match[4]
+        return match[1] + ("\n".join(content) or before or "Not measured yet.\n\n") + match[4]
 
     return _BLOCK.sub(block, text), sorted(set(reports) - used)
 
