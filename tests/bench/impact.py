@@ -1,0 +1,596 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a command takes from the traffic it watches: latency, throughput, packets per second.
+
+::
+
+    namespace E            namespace H, "the host"            namespace G, "the guest"
+    10.9.0.1 wire0 ==veth== phy0 -- br0 -- vnet0 ... relay ... eth0 10.9.0.2
+
+The relay (impact_relay.c) is the virtual machine: it passes frames between the tap and a second
+one, whose namespace has the guest's TCP. Slices of each load run in turn with no command, ours and
+tcpdump, in rounds that begin with another case each; what is printed is the ratio to "no tool" of
+the same round. "no tool" is there twice: what differs between the two is noise.
+
+E and G run on this kernel too, and so do programs on their packets, about as often as on those of
+H; a real host has neither. Each part writes build/bench/impact-PART.json. Needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.common import Report, Sample, in_turn, options  # noqa: E402
+from lab import bpfsys  # noqa: E402
+from lab.faults import NftDrop  # noqa: E402
+from lab.netns import CommandFailed, Namespace, stop_process  # noqa: E402
+from lab.topo import E_IP, E_MAC, VM_IP, VM_MAC, Topo, bridge_topo  # noqa: E402
+
+_HERE = Path(__file__).resolve().parent
+_CACHE = _HERE.parents[1] / "build" / "bench"
+_BIN = Path(sys.executable).parent
+
+#: Ports; the next one of each is that of the few packets in between.
+ECHO, SINK = 7000, 7100
+#: One transaction, or one batch of packets, in so many is one of the few.
+EVERY = 64
+NOBODY = "203.0.113.9"
+FEW = f"{ECHO + 1},{SINK + 1}"
+#: No governor: it would change what is measured. Without statistics, which tax every program and
+#: are on for a fifteenth of the time; a case of its own has them on.
+FREE = ("--max-cpu", "100", "--max-overhead", "100")
+QUIET = (*FREE, "--stats-duty", "0/1")
+BASE, AGAIN = "no tool", "no tool, again"
+
+
+def program(name: str) -> str:
+    """Path of a compiled helper of this directory; its content is part of the file name."""
+    source = _HERE / f"{name}.c"
+    target = _CACHE / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-static", "-O2", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run(["gcc", *flags, "-o", str(target), str(source)], check=True)
+    return str(target)
+
+
+class Site:
+    """The topology with a guest that has a network stack, servers on both sides, and the loads.
+
+    :param cpus: two; the first for senders and servers, the second for the relay. Transactions
+        are all on the second: one after the other, so that every nanosecond is in the figure.
+    """
+
+    def __init__(self, topo: Topo, guest: Namespace, cpus: Sequence[int]) -> None:
+        self.topo, self.guest, self.cpus = topo, guest, cpus
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Site"]:
+        """Relay and servers are up inside."""
+        self._relay = self._start(
+            self.topo.h,
+            [program("impact_relay"), str(self.cpus[1]), "vnet0", self.guest.path, "eth0"],
+        )
+        self.guest.ip(
+            f"link set eth0 address {VM_MAC} up",
+            f"addr add {VM_IP}/24 dev eth0",
+            f"neigh replace {E_IP} lladdr {E_MAC} dev eth0 nud permanent",
+        )
+        servers = [self._relay]
+        for ns in (self.topo.e, self.guest):
+            for kind, port, cpu in (("echo", ECHO, 1), ("sink", SINK, 0)):
+                for protocol in ("tcp", "udp"):
+                    job = [str(self.cpus[cpu]), kind, protocol, str(port)]
+                    servers.append(self._start(ns, [program("impact_traffic"), *job]))
+        try:
+            yield self
+        finally:
+            for server in reversed(servers):
+                stop_process(server)
+
+    def _start(self, ns: Namespace, command: List[str]) -> "subprocess.Popen[bytes]":
+        process = ns.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if not process.stdout.readline():
+            raise RuntimeError(f"{' '.join(command)} ended")
+        return process
+
+    def ask_relay(self, command: str) -> Dict[str, int]:
+        """Its answer to a command."""
+        self._relay.stdin.write(command.encode() + b"\n")
+        self._relay.stdin.flush()
+        return json.loads(self._relay.stdout.readline())
+
+    def _traffic(self, to_vm: bool, cpu: int, *job: object) -> Dict[str, int]:
+        ns = self.topo.e if to_vm else self.guest
+        command = [program("impact_traffic"), str(self.cpus[cpu]), *map(str, job)]
+        return json.loads(ns.run(command).stdout)
+
+    def transactions(self, protocol: str, slice_ms: int) -> Dict[str, int]:
+        """Requests from E, one after the other."""
+        return self._traffic(True, 1, "rr", protocol, VM_IP, ECHO, slice_ms, EVERY)
+
+    def streams(self, to_vm: bool, count: int, slice_ms: int) -> Dict[str, int]:
+        """TCP streams towards the VM, or from it."""
+        where = VM_IP if to_vm else E_IP
+        return self._traffic(to_vm, 0, "stream", where, SINK, count, slice_ms)
+
+    def flood(self, to_vm: bool, slice_ms: int) -> Dict[str, int]:
+        """Frames of 64 bytes; the VM sends and receives without a network stack."""
+        if not to_vm:
+            return self.ask_relay(f"flood {slice_ms} {EVERY} {SINK}")
+        self.ask_relay("sink")
+        before = self.ask_relay("counters")["to_vm"]
+        sent = self._traffic(True, 0, "flood", VM_IP, SINK, slice_ms, EVERY)
+        self._wait_quiet()
+        sent["copied"] = self.ask_relay("counters")["to_vm"] - before
+        self.ask_relay("pass")
+        return sent
+
+    def _wait_quiet(self) -> None:
+        """Nothing moves through the relay any more."""
+        counters: Dict[str, int] = {}
+        while counters != (now := self.ask_relay("counters")):
+            counters = now
+            time.sleep(0.02)
+
+    def oracle(self) -> Dict[str, int]:
+        """Packets so far: at the uplink both ways, and across the relay."""
+        self._wait_quiet()
+        uplink, counters = self.topo.link("phy0"), self.ask_relay("counters")
+        return {"arrived": uplink["rx_packets"], "copied": counters["to_vm"],
+                "sent": counters["from_vm"], "left": uplink["tx_packets"]}  # fmt: skip
+
+
+@contextlib.contextmanager
+def site(cpus: Sequence[int]) -> Iterator[Site]:
+    """A topology with everything running, and known addresses everywhere."""
+    with bridge_topo(start_vms=False, static_neigh=True) as topo, Namespace("g") as guest:
+        with Site(topo, guest, cpus).running() as made:
+            yield made
+
+
+class Command:
+    """Context manager: a command measures inside; after it there is what it left.
+
+    :param ready: what stderr says when it measures; "": it is given two seconds.
+    """
+
+    def __init__(self, ns: Namespace, command: Sequence[str], ready: str) -> None:
+        self._ns, self._command, self._ready = ns, list(command), ready
+        self.status: Optional[int] = None
+        self._said: List[str] = []
+        self._told = threading.Event()
+
+    def __enter__(self) -> "Command":
+        self._home = tempfile.TemporaryDirectory(prefix="ntools-impact-")
+        self._out = Path(self._home.name) / "out"
+        with self._out.open("wb") as out:
+            environment = {**os.environ, "NTOOLS_RUN_DIR": self._home.name}
+            self._process = self._ns.popen(
+                self._command, own_sys=True, stdout=out, stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL, env=environment,
+            )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready:
+            time.sleep(2)
+        elif not self._told.wait(60) or not any(self._ready in line for line in self._said):
+            self.__exit__()
+            raise RuntimeError(f"{' '.join(self._command)}: {''.join(self._said)}")
+        time.sleep(0.2)
+        return self
+
+    def _read(self) -> None:
+        for line in self._process.stderr:
+            self._said.append(line.decode(errors="replace"))
+            if self._ready and self._ready in self._said[-1]:
+                self._told.set()
+        self._told.set()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._home.cleanup()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def said(self) -> str:
+        """Its stderr so far."""
+        return "".join(self._said)
+
+    def cpu_s(self) -> float:
+        """User and system time so far, all threads."""
+        total = 0
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                total += int((thread / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def stop(self) -> List[dict]:
+        """Ends it as Ctrl-C does; its records, if it makes such."""
+        if self.status is None:
+            self.status = stop_process(self._process, signal.SIGINT)
+            self._reader.join(5)
+        with self._out.open(errors="replace") as lines:
+            return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command beside the traffic; none without words."""
+
+    name: str
+    words: Sequence[str] = ()
+    ready: str = "ready:"
+
+
+def _latency(name: str, *words: str, free: Sequence[str] = QUIET) -> Case:
+    command = [str(_BIN / "ntools-vm-latency"), "--vm-interface", "vnet0", "--format", "json"]
+    return Case(f"vm-latency {name}", [*command, *free, *words])
+
+
+def _drop(name: str, *words: str) -> Case:
+    command = [str(_BIN / "ntools-drop"), "--format", "json", "--admit-s", "0.2"]
+    return Case(f"drop {name}", [*command, *QUIET, *words])
+
+
+def _tcpdump(name: str, *words: str) -> Case:
+    command = ["tcpdump", "-n", "-p", "-Z", "root", "-i", "vnet0", "-w", "/dev/null"]
+    return Case(f"tcpdump {name}", [*command, *words], "listening on")
+
+
+_LITTLE = ("--dst-port", FEW, "--bidir")
+_PORTS = f"port {ECHO + 1} or port {SINK + 1}"
+NOTHING = (Case(BASE), Case(AGAIN))
+DROPS = (
+    _drop("events, filter: nothing", "--dst-ip", NOBODY),
+    _drop("events, no filter"),
+    _drop("summary, no filter", "--mode", "summary"),
+)
+LATENCY = (
+    _latency("summary, filter: nothing", "--src-ip", NOBODY),
+    _latency("summary, filter: 1 in 64", *_LITTLE),
+    _latency("summary, no filter"),
+    _latency("summary, to the VM only", "--direction", "tx"),
+    _latency("summary, with statistics", free=FREE),
+    _latency("details, filter: 1 in 64", "--details", "--force", *_LITTLE),
+    _latency("details, no filter", "--details", "--force"),
+)
+WITNESS = (
+    _tcpdump("filter: nothing", f"host {NOBODY}"),
+    _tcpdump("filter: 1 in 64", _PORTS),
+    _tcpdump("no filter"),
+)
+
+
+def beside(
+    place: Site, case: Case, load: Callable[[], Dict[str, float]]
+) -> Callable[[], Dict[str, float]]:
+    """A measurement of a load beside the command of a case, with the CPU time it takes."""
+
+    def measure() -> Dict[str, float]:
+        if not case.words:
+            return {**load(), "tool_cpu_pct": 0.0}
+        with Command(place.topo.h, case.words, case.ready) as command:
+            before, begun = command.cpu_s(), time.monotonic()
+            found = load()
+            passed = time.monotonic() - begun
+            found["tool_cpu_pct"] = 100 * (command.cpu_s() - before) / passed
+        return found
+
+    return measure
+
+
+def rr_load(place: Site, slice_ms: int) -> Dict[str, float]:
+    """Latency, and transactions per second."""
+    found = {}
+    for protocol in ("tcp", "udp"):
+        seen = place.transactions(protocol, slice_ms)
+        found[f"{protocol}_rtt_us"] = seen["p50_ns"] / 1e3
+        found[f"{protocol}_mean_us"] = seen["ns"] / seen["count"] / 1e3
+        found[f"{protocol}_per_s"] = seen["count"] / seen["ns"] * 1e9
+    return found
+
+
+def stream_load(place: Site, slice_ms: int) -> Dict[str, float]:
+    """Throughput, both directions, one stream and four."""
+    found = {}
+    for to_vm in (True, False):
+        for count in (1, 4):
+            seen = place.streams(to_vm, count, slice_ms)
+            name = f"{'to' if to_vm else 'from'}_vm_{count}_gbit_per_s"
+            found[name] = 8 * seen["bytes"] / seen["ns"]
+    return found
+
+
+def pps_load(place: Site, slice_ms: int) -> Dict[str, float]:
+    """Packets per second: taken by the VM, and sent by it."""
+    to_vm, from_vm = place.flood(True, slice_ms), place.flood(False, slice_ms)
+    return {
+        "to_vm_pkts_per_s": to_vm["copied"] / to_vm["ns"] * 1e9,
+        "from_vm_pkts_per_s": from_vm["count"] / from_vm["ns"] * 1e9,
+    }
+
+
+def timed(
+    place: Site, part: str, cases: Sequence[Case], load: Callable[[Site, int], Dict[str, float]],
+    rounds: int, slice_ms: int, figures: Sequence[str],
+) -> None:  # fmt: skip
+    """One part: all cases in turn, a row per case and figure."""
+    jobs = {one.name: beside(place, one, lambda: load(place, slice_ms)) for one in cases}
+    for job in jobs.values():
+        job()  # programs and pages are warm
+    samples: Dict[str, List[Sample]] = in_turn(jobs, rounds)
+    report = Report(f"impact-{part}", rounds)
+    for figure in figures:
+        for name, found in samples.items():
+            few = [{figure: one[figure], "tool_cpu_pct": one["tool_cpu_pct"]} for one in found]
+            against = (BASE, samples[BASE], figure) if name != BASE else ("", (), "")
+            report.add(name, few, *against)
+    report.notes += [
+        f"slices of {slice_ms} ms; ratios are to '{BASE}' of the same round, '{AGAIN}' is noise",
+        "tool_cpu_pct: CPU time of the command, user and system, in percent of one CPU",
+    ]
+    report.write()
+
+
+# -- drops ---------------------------------------------------------------------------------------
+
+
+#: What the host drops, as the packet filter says it.
+DROPPED = {"few": f"udp dport {SINK + 1}", "all": "meta l4proto udp"}
+
+
+def can_drop(place: Site) -> bool:
+    """Whether this kernel filters packets of bridges."""
+    try:
+        NftDrop(place.topo.h, 1, "bridge-forward").remove()
+    except (CommandFailed, OSError):
+        print("impact: no packet filter for bridges: no drops", file=sys.stderr)
+        return False
+    return True
+
+
+def drop_load(place: Site, slice_ms: int) -> Dict[str, float]:
+    """Packets per second the sender gets rid of while few, or all, are dropped by the host."""
+    found = {}
+    for name, match in DROPPED.items():
+        rule = NftDrop(place.topo.h, 1, "bridge-forward", match)
+        try:
+            seen = place.flood(True, slice_ms)
+        finally:
+            rule.remove()
+        found[f"{name}_dropped_pkts_per_s"] = seen["count"] / seen["ns"] * 1e9
+    return found
+
+
+# -- share seen ----------------------------------------------------------------------------------
+
+
+def everything(place: Site, slice_ms: int) -> Dict[str, int]:
+    """Every load once; the few packets of the UDP part, by direction."""
+    few = {"to_vm": 0, "from_vm": 0}
+    place.transactions("tcp", slice_ms)
+    few["to_vm"] = few["from_vm"] = place.transactions("udp", slice_ms)["few"]
+    for to_vm in (True, False):
+        for count in (1, 4):
+            place.streams(to_vm, count, slice_ms)
+        few["to_vm" if to_vm else "from_vm"] += place.flood(to_vm, slice_ms)["few"]
+    return few
+
+
+def share(place: Site, rounds: int, slice_ms: int) -> None:
+    """Packets by an oracle and by the command; the CPU time it takes under every load in turn."""
+    jobs: Dict[str, Callable[[], Sample]] = {}
+    said: List[str] = []
+    for case in LATENCY:
+        if "1 in 64" in case.name:
+            # Of TCP the oracle knows transactions, not packets.
+            udp = Case(f"{case.name}, udp", [*case.words, "--protocol", "udp"])
+            jobs[udp.name] = lambda one=udp: _share_of_flights(place, one, slice_ms, True, said)
+        elif case.name.endswith("no filter"):
+            jobs[case.name] = lambda one=case: _share_of_flights(place, one, slice_ms, False, said)
+    if can_drop(place):
+        for case in DROPS[1:]:
+            for name, match in DROPPED.items():
+                jobs[f"{case.name}, {name} dropped"] = lambda one=case, rule=match: _share_of_drops(
+                    place, one, slice_ms, rule, said
+                )
+    report = Report("impact-share", rounds)
+    for name, samples in in_turn(jobs, rounds).items():
+        report.add(name, samples)
+    report.notes += [
+        "sent: counters of devices, relay, packet filter; seen: counters of the command; missed: "
+        "sent - seen; unshown: seen, but no record of it, counted by cause; unlike: packets whose "
+        "end the oracle knows otherwise",
+        *sorted(set(said)),
+    ]
+    report.write()
+
+
+def _warnings(case: str, command: Command) -> List[str]:
+    return [f"{case}: {line}" for line in command.said.splitlines() if "ready:" not in line]
+
+
+def _share_of_flights(place: Site, case: Case, slice_ms: int, few: bool, said: List[str]) -> Sample:
+    with Command(place.topo.h, case.words, case.ready) as command:
+        before, cpu, begun = place.oracle(), command.cpu_s(), time.monotonic()
+        expected = everything(place, slice_ms)
+        after, passed = place.oracle(), time.monotonic() - begun
+        cpu_pct = 100 * (command.cpu_s() - cpu) / passed
+        time.sleep(1.3)  # what did not arrive is swept
+        records = command.stop()
+    said += _warnings(case.name, command)
+    moved = {name: after[name] - before[name] for name in after}
+    sample: Dict[str, float] = {"cpu_pct": cpu_pct}
+    for one in records:
+        if one["type"] != "ends" or one["agg"] != "total":
+            continue
+        to_vm = one["direction"] == "tx"
+        way = "to_vm" if to_vm else "from_vm"
+        sent = expected[way] if few else moved["arrived" if to_vm else "sent"]
+        sample[f"{way}_sent"] = sent
+        sample[f"{way}_missed"] = sent - one["started"]
+        if not few:
+            sample[f"{way}_unlike"] = moved["copied" if to_vm else "left"] - one["completed"]
+    summary = records[-1]
+    sample["unshown"] = sum(summary["lost"].values())
+    if "events" in summary:
+        # What was asked for: shown, or counted as lost.
+        sample["unaccounted"] = (
+            summary["events"]["wanted"]
+            - sample["unshown"]
+            - sum(one["type"] == "flight" for one in records)
+        )
+    return sample
+
+
+def _share_of_drops(place: Site, case: Case, slice_ms: int, match: str, said: List[str]) -> Sample:
+    words = [*case.words, "--netns", place.topo.h.name, "--protocol", "udp"]
+    rule = NftDrop(place.topo.h, 1, "bridge-forward", match)
+    try:
+        with Command(place.topo.h, words, case.ready) as command:
+            before, cpu, begun = place.oracle(), command.cpu_s(), time.monotonic()
+            for _ in range(4):
+                place.flood(True, slice_ms)
+                place.flood(False, slice_ms)
+            after, passed = place.oracle(), time.monotonic() - begun
+            cpu_pct = 100 * (command.cpu_s() - cpu) / passed
+            time.sleep(0.3)
+            summary = command.stop()[-1]
+    finally:
+        rule.remove()
+    said += _warnings(case.name, command)
+    # Everything that arrived and did not go on, by the rule or in the ring of the tap.
+    moved = {name: after[name] - before[name] for name in after}
+    sent = moved["arrived"] - moved["copied"] + moved["sent"] - moved["left"]
+    seen, unshown = summary["counts"]["matched"], sum(summary["lost"].values())
+    return {
+        "cpu_pct": cpu_pct, "sent": sent, "missed": sent - seen, "unshown": unshown,
+        "unaccounted": seen - unshown - summary["counts"]["shown"],
+        "drops_per_s": sent / passed,
+    }  # fmt: skip
+
+
+# -- profile -------------------------------------------------------------------------------------
+
+
+def _by_program(pid: int) -> Dict[str, List[int]]:
+    """Run time in ns and runs of the programs of a process, by name."""
+    names = bpfsys.bpf_snapshot().progs
+    mine = sorted(bpfsys.objects_of(pid).progs)
+    return {names[one]: list(bpfsys.program_runs([one])) for one in mine if one in names}
+
+
+def profile(place: Site, rounds: int, slice_ms: int) -> None:
+    """Runs of each program per packet and nanoseconds per run, by the kernel's statistics.
+
+    What the statistics themselves take, two reads of a clock, is in the run time.
+    """
+    loads: Dict[str, Callable[[], int]] = {
+        "tcp transactions": lambda: place.transactions("tcp", slice_ms)["count"],
+        "packets to the VM": lambda: place.flood(True, slice_ms)["count"],
+        "packets from the VM": lambda: place.flood(False, slice_ms)["count"],
+    }
+    report = Report("impact-profile", rounds)
+    for case in LATENCY:
+        if not case.name.endswith(("no filter", "filter: nothing")):
+            continue
+        found: Dict[str, Dict[str, List[List[float]]]] = {}
+        with Command(place.topo.h, case.words, case.ready) as command, bpfsys.run_statistics():
+            for _ in range(rounds):
+                for name, load in loads.items():
+                    before = _by_program(command.pid)
+                    count = load()
+                    after = _by_program(command.pid)
+                    for prog, (ns, runs) in after.items():
+                        ns, runs = ns - before[prog][0], runs - before[prog][1]
+                        if runs > count / 100:
+                            found.setdefault(name, {}).setdefault(prog, []).append(
+                                [ns / runs, runs / count, ns / count]
+                            )
+        for name, progs in found.items():
+            for prog, values in sorted(progs.items()):
+                samples = [dict(zip(("run_ns", "runs_each", "ns_each"), one)) for one in values]
+                report.add(f"{case.name}: {name}: {prog}", samples)
+            totals = [sum(v[i][2] for v in progs.values() if i < len(v)) for i in range(rounds)]
+            report.add(f"{case.name}: {name}: all", [{"ns_each": one} for one in totals])
+    report.notes.append("ns_each: per transaction or packet, on all three sides of the lab")
+    report.write()
+
+
+# -- command line --------------------------------------------------------------------------------
+
+PARTS = ("rr", "stream", "pps", "drops", "share", "profile")
+
+
+def main() -> int:
+    """Measures and prints; no figure makes it fail."""
+    parser = options(__doc__.splitlines()[0], rounds=7)
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--slice-ms", type=int, default=700, help="of one load (default 700)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases beside 'no tool'")
+    parser.add_argument("--cpus", default="0,1", help="senders, relay (default 0,1)")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND",
+                        help="one more case, run in the namespace of the host")  # fmt: skip
+    args = parser.parse_args()
+    also = [Case(name, shlex.split(words), "")
+            for name, _, words in (one.partition("=") for one in args.also)]  # fmt: skip
+    witness = WITNESS if shutil.which("tcpdump") else ()
+    if not witness:
+        print("impact: no tcpdump: left out", file=sys.stderr)
+
+    def chosen(*cases: Case) -> List[Case]:
+        return [*NOTHING, *(one for one in (*cases, *also) if re.search(args.only, one.name))]
+
+    everybody = chosen(*DROPS, *LATENCY, *witness)
+    with site([int(one) for one in args.cpus.split(",")]) as place:
+        everything(place, 50)
+        for part in args.parts.split(","):
+            if part == "rr":
+                timed(place, part, everybody, rr_load, args.rounds, args.slice_ms,
+                      ("tcp_rtt_us", "tcp_mean_us", "tcp_per_s",
+                       "udp_rtt_us", "udp_mean_us", "udp_per_s"))  # fmt: skip
+            elif part == "stream":
+                timed(place, part, everybody, stream_load, args.rounds, args.slice_ms,
+                      [f"{way}_vm_{count}_gbit_per_s" for way in ("to", "from")
+                       for count in (1, 4)])  # fmt: skip
+            elif part == "pps":
+                timed(place, part, everybody, pps_load, args.rounds, args.slice_ms,
+                      ("to_vm_pkts_per_s", "from_vm_pkts_per_s"))  # fmt: skip
+            elif part == "drops":
+                if not can_drop(place):
+                    continue
+                timed(place, part, chosen(*DROPS), drop_load, args.rounds, args.slice_ms,
+                      ("few_dropped_pkts_per_s", "all_dropped_pkts_per_s"))  # fmt: skip
+            elif part == "share":
+                share(place, args.rounds, args.slice_ms)
+            elif part == "profile":
+                profile(place, args.rounds, args.slice_ms)
+            else:
+                parser.error(f"no part '{part}'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
