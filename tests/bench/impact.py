@@ -8,12 +8,14 @@
     10.9.0.1 wire0 ==veth== phy0 -- br0 -- vnet0 ... relay ... eth0 10.9.0.2
 
 The relay (impact_relay.c) is the virtual machine: it passes frames between the tap and a second
-one, whose namespace has the guest's TCP. Slices of each load run in turn with no command, ours and
-tcpdump, in rounds that begin with another case each; what is printed is the ratio to "no tool" of
-the same round. "no tool" is there twice: what differs between the two is noise.
+one, whose namespace has the TCP of the guest. Every slice of load beside a command, ours or
+tcpdump, has one without right before or after; cases run in turn, in rounds that begin with
+another one each. What is printed is the ratio of such pairs; a case that is no command either
+says what is noise.
 
-E and G run on this kernel too, and so do programs on their packets, about as often as on those of
-H; a real host has neither. Each part writes build/bench/impact-PART.json. Needs root.
+E and G run on this kernel too, and programs run for their packets as for those of H: of 18 runs
+per TCP transaction 7 belong to H. A real host has neither, and a slower wire. Each part writes
+build/bench/impact-PART.json. Needs root.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ FEW = f"{ECHO + 1},{SINK + 1}"
 #: are on for a fifteenth of the time; a case of its own has them on.
 FREE = ("--max-cpu", "100", "--max-overhead", "100")
 QUIET = (*FREE, "--stats-duty", "0/1")
-BASE, AGAIN = "no tool", "no tool, again"
+BARE, NOISE = "no tool", "no tool, again"
 
 
 def program(name: str) -> str:
@@ -250,7 +252,7 @@ def _latency(name: str, *words: str, free: Sequence[str] = QUIET) -> Case:
 
 
 def _drop(name: str, *words: str) -> Case:
-    command = [str(_BIN / "ntools-drop"), "--format", "json", "--admit-s", "0.2"]
+    command = [str(_BIN / "ntools-drop"), "--format", "json", "--force"]
     return Case(f"drop {name}", [*command, *QUIET, *words])
 
 
@@ -261,7 +263,6 @@ def _tcpdump(name: str, *words: str) -> Case:
 
 _LITTLE = ("--dst-port", FEW, "--bidir")
 _PORTS = f"port {ECHO + 1} or port {SINK + 1}"
-NOTHING = (Case(BASE), Case(AGAIN))
 DROPS = (
     _drop("events, filter: nothing", "--dst-ip", NOBODY),
     _drop("events, no filter"),
@@ -283,22 +284,35 @@ WITNESS = (
 )
 
 
-def beside(
-    place: Site, case: Case, load: Callable[[], Dict[str, float]]
-) -> Callable[[], Dict[str, float]]:
-    """A measurement of a load beside the command of a case, with the CPU time it takes."""
+class Beside:
+    """A load beside the command of a case, and the same load without, right before or after.
 
-    def measure() -> Dict[str, float]:
-        if not case.words:
-            return {**load(), "tool_cpu_pct": 0.0}
-        with Command(place.topo.h, case.words, case.ready) as command:
+    :ivar samples: beside it, with the CPU time it took.
+    :ivar bare: without, one for each.
+    """
+
+    def __init__(self, place: Site, case: Case, load: Callable[[], Dict[str, float]]) -> None:
+        self._place, self._case, self._load = place, case, load
+        self.bare: List[Sample] = []
+
+    def __call__(self) -> Sample:
+        """One pair; by turns the load without comes first and last."""
+        if len(self.bare) % 2:
+            sample = self._loaded()
+            self.bare.append(self._load())
+        else:
+            self.bare.append(self._load())
+            sample = self._loaded()
+        return sample
+
+    def _loaded(self) -> Sample:
+        if not self._case.words:
+            return {**self._load(), "tool_cpu_pct": 0.0}
+        with Command(self._place.topo.h, self._case.words, self._case.ready) as command:
             before, begun = command.cpu_s(), time.monotonic()
-            found = load()
+            found = self._load()
             passed = time.monotonic() - begun
-            found["tool_cpu_pct"] = 100 * (command.cpu_s() - before) / passed
-        return found
-
-    return measure
+            return {**found, "tool_cpu_pct": 100 * (command.cpu_s() - before) / passed}
 
 
 def rr_load(place: Site, slice_ms: int) -> Dict[str, float]:
@@ -307,7 +321,6 @@ def rr_load(place: Site, slice_ms: int) -> Dict[str, float]:
     for protocol in ("tcp", "udp"):
         seen = place.transactions(protocol, slice_ms)
         found[f"{protocol}_rtt_us"] = seen["p50_ns"] / 1e3
-        found[f"{protocol}_mean_us"] = seen["ns"] / seen["count"] / 1e3
         found[f"{protocol}_per_s"] = seen["count"] / seen["ns"] * 1e9
     return found
 
@@ -332,23 +345,23 @@ def pps_load(place: Site, slice_ms: int) -> Dict[str, float]:
     }
 
 
-def timed(
-    place: Site, part: str, cases: Sequence[Case], load: Callable[[Site, int], Dict[str, float]],
-    rounds: int, slice_ms: int, figures: Sequence[str],
-) -> None:  # fmt: skip
-    """One part: all cases in turn, a row per case and figure."""
-    jobs = {one.name: beside(place, one, lambda: load(place, slice_ms)) for one in cases}
+def timed(place: Site, part: str, cases: Sequence[Case], rounds: int, slice_ms: int) -> None:
+    """One part: all cases in turn, a row per figure and case."""
+    jobs = {one.name: Beside(place, one, lambda: TIMED[part](place, slice_ms)) for one in cases}
     for job in jobs.values():
         job()  # programs and pages are warm
-    samples: Dict[str, List[Sample]] = in_turn(jobs, rounds)
+        job.bare.clear()
+    samples = in_turn(jobs, rounds)
     report = Report(f"impact-{part}", rounds)
-    for figure in figures:
+    bare = [one for job in jobs.values() for one in job.bare]
+    for figure in bare[0]:
+        report.add(BARE, [{figure: one[figure]} for one in bare])
         for name, found in samples.items():
-            few = [{figure: one[figure], "tool_cpu_pct": one["tool_cpu_pct"]} for one in found]
-            against = (BASE, samples[BASE], figure) if name != BASE else ("", (), "")
-            report.add(name, few, *against)
+            few = [{one: sample[one] for one in (figure, "tool_cpu_pct")} for sample in found]
+            report.add(name, few, BARE, jobs[name].bare, figure)
     report.notes += [
-        f"slices of {slice_ms} ms; ratios are to '{BASE}' of the same round, '{AGAIN}' is noise",
+        f"slices of {slice_ms} ms; ratios are to the slice with no tool right before or after",
+        f"{NOISE}: no tool either; its ratio is what this machine cannot tell apart",
         "tool_cpu_pct: CPU time of the command, user and system, in percent of one CPU",
     ]
     report.write()
@@ -420,16 +433,27 @@ def share(place: Site, rounds: int, slice_ms: int) -> None:
     for name, samples in in_turn(jobs, rounds).items():
         report.add(name, samples)
     report.notes += [
-        "sent: counters of devices, relay, packet filter; seen: counters of the command; missed: "
-        "sent - seen; unshown: seen, but no record of it, counted by cause; unlike: packets whose "
-        "end the oracle knows otherwise",
+        "missed: sent, by the counters of devices, relay and traffic, and not seen by the command",
+        "skipped: programs the kernel did not run, by the command's own count",
+        "unlike: packets that arrived by the oracle and not by the command",
+        "unlisted: events counted by cause instead of shown; unaccounted: neither shown nor so",
         *sorted(set(said)),
     ]
     report.write()
 
 
-def _warnings(case: str, command: Command) -> List[str]:
-    return [f"{case}: {line}" for line in command.said.splitlines() if "ready:" not in line]
+def _unlisted(lost: Dict[str, int]) -> int:
+    """Events that were counted and not shown."""
+    causes = ("ring_full", "perf_lost", "governor_dropped", "user_dropped")
+    return sum(lost.get(cause, 0) for cause in causes)
+
+
+def _governed(case: str, command: Command) -> List[str]:
+    """What its governor said, if it had to act."""
+    words = ("from now on", "stopped", "refused")
+    return [
+        f"{case}: {line}" for line in command.said.splitlines() if any(w in line for w in words)
+    ]
 
 
 def _share_of_flights(place: Site, case: Case, slice_ms: int, few: bool, said: List[str]) -> Sample:
@@ -440,7 +464,7 @@ def _share_of_flights(place: Site, case: Case, slice_ms: int, few: bool, said: L
         cpu_pct = 100 * (command.cpu_s() - cpu) / passed
         time.sleep(1.3)  # what did not arrive is swept
         records = command.stop()
-    said += _warnings(case.name, command)
+    said += _governed(case.name, command)
     moved = {name: after[name] - before[name] for name in after}
     sample: Dict[str, float] = {"cpu_pct": cpu_pct}
     for one in records:
@@ -454,14 +478,14 @@ def _share_of_flights(place: Site, case: Case, slice_ms: int, few: bool, said: L
         if not few:
             sample[f"{way}_unlike"] = moved["copied" if to_vm else "left"] - one["completed"]
     summary = records[-1]
-    sample["unshown"] = sum(summary["lost"].values())
+    sample["skipped"] = summary["lost"].get("prog_missed", 0)
     if "events" in summary:
-        # What was asked for: shown, or counted as lost.
-        sample["unaccounted"] = (
-            summary["events"]["wanted"]
-            - sample["unshown"]
-            - sum(one["type"] == "flight" for one in records)
+        sample["wanted"], sample["unlisted"] = (
+            summary["events"]["wanted"],
+            _unlisted(summary["lost"]),
         )
+        shown = sum(one["type"] == "packet" for one in records)
+        sample["unaccounted"] = sample["wanted"] - sample["unlisted"] - shown
     return sample
 
 
@@ -480,14 +504,15 @@ def _share_of_drops(place: Site, case: Case, slice_ms: int, match: str, said: Li
             summary = command.stop()[-1]
     finally:
         rule.remove()
-    said += _warnings(case.name, command)
+    said += _governed(case.name, command)
     # Everything that arrived and did not go on, by the rule or in the ring of the tap.
     moved = {name: after[name] - before[name] for name in after}
     sent = moved["arrived"] - moved["copied"] + moved["sent"] - moved["left"]
-    seen, unshown = summary["counts"]["matched"], sum(summary["lost"].values())
+    seen, unlisted = summary["counts"]["matched"], _unlisted(summary["lost"])
     return {
-        "cpu_pct": cpu_pct, "sent": sent, "missed": sent - seen, "unshown": unshown,
-        "unaccounted": seen - unshown - summary["counts"]["shown"],
+        "cpu_pct": cpu_pct, "sent": sent, "missed": sent - seen,
+        "skipped": summary["lost"].get("prog_missed", 0), "unlisted": unlisted,
+        "unaccounted": seen - unlisted - summary["counts"]["shown"],
         "drops_per_s": sent / passed,
     }  # fmt: skip
 
@@ -541,7 +566,8 @@ def profile(place: Site, rounds: int, slice_ms: int) -> None:
 
 # -- command line --------------------------------------------------------------------------------
 
-PARTS = ("rr", "stream", "pps", "drops", "share", "profile")
+TIMED = {"rr": rr_load, "stream": stream_load, "pps": pps_load, "drops": drop_load}
+PARTS = (*TIMED, "share", "profile")
 
 
 def main() -> int:
@@ -554,41 +580,26 @@ def main() -> int:
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND",
                         help="one more case, run in the namespace of the host")  # fmt: skip
     args = parser.parse_args()
+    parts = args.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        parser.error("parts are " + ", ".join(PARTS))
     also = [Case(name, shlex.split(words), "")
             for name, _, words in (one.partition("=") for one in args.also)]  # fmt: skip
     witness = WITNESS if shutil.which("tcpdump") else ()
     if not witness:
         print("impact: no tcpdump: left out", file=sys.stderr)
 
-    def chosen(*cases: Case) -> List[Case]:
-        return [*NOTHING, *(one for one in (*cases, *also) if re.search(args.only, one.name))]
-
-    everybody = chosen(*DROPS, *LATENCY, *witness)
     with site([int(one) for one in args.cpus.split(",")]) as place:
         everything(place, 50)
-        for part in args.parts.split(","):
-            if part == "rr":
-                timed(place, part, everybody, rr_load, args.rounds, args.slice_ms,
-                      ("tcp_rtt_us", "tcp_mean_us", "tcp_per_s",
-                       "udp_rtt_us", "udp_mean_us", "udp_per_s"))  # fmt: skip
-            elif part == "stream":
-                timed(place, part, everybody, stream_load, args.rounds, args.slice_ms,
-                      [f"{way}_vm_{count}_gbit_per_s" for way in ("to", "from")
-                       for count in (1, 4)])  # fmt: skip
-            elif part == "pps":
-                timed(place, part, everybody, pps_load, args.rounds, args.slice_ms,
-                      ("to_vm_pkts_per_s", "from_vm_pkts_per_s"))  # fmt: skip
-            elif part == "drops":
-                if not can_drop(place):
-                    continue
-                timed(place, part, chosen(*DROPS), drop_load, args.rounds, args.slice_ms,
-                      ("few_dropped_pkts_per_s", "all_dropped_pkts_per_s"))  # fmt: skip
-            elif part == "share":
+        for part in parts:
+            if part == "share":
                 share(place, args.rounds, args.slice_ms)
             elif part == "profile":
                 profile(place, args.rounds, args.slice_ms)
-            else:
-                parser.error(f"no part '{part}'")
+            elif part != "drops" or can_drop(place):
+                candidates = DROPS if part == "drops" else (*DROPS, *LATENCY, *witness)
+                cases = [one for one in (*candidates, *also) if re.search(args.only, one.name)]
+                timed(place, part, [Case(NOISE), *cases], args.rounds, args.slice_ms)
     return 0
 
 
