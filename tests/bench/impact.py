@@ -256,8 +256,8 @@ def _drop(name: str, *words: str) -> Case:
     return Case(f"drop {name}", [*command, *QUIET, *words])
 
 
-def _tcpdump(name: str, *words: str) -> Case:
-    command = ["tcpdump", "-n", "-p", "-Z", "root", "-i", "vnet0", "-w", "/dev/null"]
+def _tcpdump(name: str, *words: str, dev: str = "vnet0") -> Case:
+    command = ["tcpdump", "-n", "-p", "-Z", "root", "-i", dev, "-w", "/dev/null"]
     return Case(f"tcpdump {name}", [*command, *words], "listening on")
 
 
@@ -281,6 +281,7 @@ WITNESS = (
     _tcpdump("filter: nothing", f"host {NOBODY}"),
     _tcpdump("filter: 1 in 64", _PORTS),
     _tcpdump("no filter"),
+    _tcpdump("no filter, all devices", dev="any"),
 )
 
 
