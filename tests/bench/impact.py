@@ -73,6 +73,15 @@ def program(name: str) -> str:
     return str(target)
 
 
+def _cpu_ns(pid: int) -> int:
+    """User and system time of all threads of a process so far."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0])
+    return total
+
+
 class Site:
     """The topology with a guest that has a network stack, servers on both sides, and the loads.
 
@@ -95,7 +104,7 @@ class Site:
             f"addr add {VM_IP}/24 dev eth0",
             f"neigh replace {E_IP} lladdr {E_MAC} dev eth0 nud permanent",
         )
-        servers = [self._relay]
+        servers = self._servers = [self._relay]
         for ns in (self.topo.e, self.guest):
             for kind, port, cpu in (("echo", ECHO, 1), ("sink", SINK, 0)):
                 for protocol in ("tcp", "udp"):
@@ -122,7 +131,14 @@ class Site:
     def _traffic(self, to_vm: bool, cpu: int, *job: object) -> Dict[str, int]:
         ns = self.topo.e if to_vm else self.guest
         command = [program("impact_traffic"), str(self.cpus[cpu]), *map(str, job)]
-        return json.loads(ns.run(command).stdout)
+        before = self._cpu_ns()
+        found = json.loads(ns.run(command).stdout)
+        found["cpu_ns"] += self._cpu_ns() - before
+        return found
+
+    def _cpu_ns(self) -> int:
+        """CPU time so far of relay and servers; with that of the sender it is that of the load."""
+        return sum(_cpu_ns(server.pid) for server in self._servers)
 
     def transactions(self, protocol: str, slice_ms: int) -> Dict[str, int]:
         """Requests from E, one after the other."""
@@ -136,7 +152,10 @@ class Site:
     def flood(self, to_vm: bool, slice_ms: int) -> Dict[str, int]:
         """Frames of 64 bytes; the VM sends and receives without a network stack."""
         if not to_vm:
-            return self.ask_relay(f"flood {slice_ms} {EVERY} {SINK}")
+            before = self._cpu_ns()
+            sent = self.ask_relay(f"flood {slice_ms} {EVERY} {SINK}")
+            self._wait_quiet()
+            return {**sent, "cpu_ns": self._cpu_ns() - before}
         self.ask_relay("sink")
         before = self.ask_relay("counters")["to_vm"]
         sent = self._traffic(True, 0, "flood", VM_IP, SINK, slice_ms, EVERY)
@@ -221,12 +240,8 @@ class Command:
         return "".join(self._said)
 
     def cpu_s(self) -> float:
-        """User and system time so far, all threads."""
-        total = 0
-        with contextlib.suppress(OSError):
-            for thread in Path(f"/proc/{self.pid}/task").iterdir():
-                total += int((thread / "schedstat").read_text().split()[0])
-        return total / 1e9
+        """User and system time so far."""
+        return _cpu_ns(self.pid) / 1e9
 
     def stop(self) -> List[dict]:
         """Ends it as Ctrl-C does; its records, if it makes such."""
@@ -323,6 +338,7 @@ def rr_load(place: Site, slice_ms: int) -> Dict[str, float]:
         seen = place.transactions(protocol, slice_ms)
         found[f"{protocol}_rtt_us"] = seen["p50_ns"] / 1e3
         found[f"{protocol}_per_s"] = seen["count"] / seen["ns"] * 1e9
+        found[f"{protocol}_cpu_us"] = seen["cpu_ns"] / seen["count"] / 1e3
     return found
 
 
@@ -334,6 +350,9 @@ def stream_load(place: Site, slice_ms: int) -> Dict[str, float]:
             seen = place.streams(to_vm, count, slice_ms)
             name = f"{'to' if to_vm else 'from'}_vm_{count}_gbit_per_s"
             found[name] = 8 * seen["bytes"] / seen["ns"]
+            found[name.replace("gbit_per_s", "cpu_ms_per_gbit")] = (
+                seen["cpu_ns"] / seen["bytes"] / 8e-3
+            )
     return found
 
 
@@ -342,7 +361,9 @@ def pps_load(place: Site, slice_ms: int) -> Dict[str, float]:
     to_vm, from_vm = place.flood(True, slice_ms), place.flood(False, slice_ms)
     return {
         "to_vm_pkts_per_s": to_vm["copied"] / to_vm["ns"] * 1e9,
+        "to_vm_cpu_ns": to_vm["cpu_ns"] / to_vm["count"],
         "from_vm_pkts_per_s": from_vm["count"] / from_vm["ns"] * 1e9,
+        "from_vm_cpu_ns": from_vm["cpu_ns"] / from_vm["count"],
     }
 
 
@@ -363,6 +384,8 @@ def timed(place: Site, part: str, cases: Sequence[Case], rounds: int, slice_ms: 
     report.notes += [
         f"slices of {slice_ms} ms; ratios are to the slice with no tool right before or after",
         f"{NOISE}: no tool either; its ratio is what this machine cannot tell apart",
+        "cpu: CPU time of senders, servers and relay, the kernel's work for them included, per "
+        "transaction, packet or Gbit: what a busy machine does besides is not in it",
         "tool_cpu_pct: CPU time of the command, user and system, in percent of one CPU",
     ]
     report.write()
@@ -395,6 +418,7 @@ def drop_load(place: Site, slice_ms: int) -> Dict[str, float]:
         finally:
             rule.remove()
         found[f"{name}_dropped_pkts_per_s"] = seen["count"] / seen["ns"] * 1e9
+        found[f"{name}_dropped_cpu_ns"] = seen["cpu_ns"] / seen["count"]
     return found
 
 

@@ -51,6 +51,15 @@ static uint64_t now_ns(void)
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
 
+/* CPU time of this process; what the kernel sends and receives on its way is in it. */
+static uint64_t cpu_ns(void)
+{
+	struct timespec spent;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent);
+	return spent.tv_sec * 1000000000ULL + spent.tv_nsec;
+}
+
 static bool is_tcp(const char *text)
 {
 	return !strcmp(text, "tcp");
@@ -175,9 +184,11 @@ static void transactions(bool tcp, const char *ip, int port, uint64_t ms, unsign
 	uint32_t *samples = malloc(MOST_SAMPLES * sizeof(*samples));
 	uint64_t begun = now_ns(), now = begun, end = begun + ms * 1000000, few = 0, lost = 0;
 	unsigned int count = 0;
+	uint64_t cpu;
 
 	if (!samples)
 		die("malloc");
+	cpu = cpu_ns();
 	while (now < end && count < MOST_SAMPLES) {
 		uint64_t start = now, number = count, answer = ~number;
 		bool other = every && count % every == every - 1;
@@ -198,17 +209,19 @@ static void transactions(bool tcp, const char *ip, int port, uint64_t ms, unsign
 		samples[count++] = now - start;
 		few += other;
 	}
+	cpu = cpu_ns() - cpu;
 	if (!count)
 		die("no transaction");
 	qsort(samples, count, sizeof(*samples), by_size);
-	printf("{\"count\":%u,\"few\":%lu,\"lost\":%lu,\"ns\":%lu,\"p50_ns\":%u,\"p99_ns\":%u}\n",
-	       count, few, lost, now - begun, samples[count / 2], samples[count - 1 - count / 100]);
+	printf("{\"count\":%u,\"few\":%lu,\"lost\":%lu,\"ns\":%lu,\"cpu_ns\":%lu,"
+	       "\"p50_ns\":%u,\"p99_ns\":%u}\n", count, few, lost, now - begun, cpu,
+	       samples[count / 2], samples[count - 1 - count / 100]);
 }
 
 static void streams(const char *ip, int port, int count, uint64_t ms)
 {
 	struct pollfd fds[SOCKETS];
-	uint64_t begun, end, bytes = 0, had;
+	uint64_t begun, end, cpu, bytes = 0, had;
 	int i;
 
 	for (i = 0; i < count; i++) {
@@ -216,6 +229,7 @@ static void streams(const char *ip, int port, int count, uint64_t ms)
 		fds[i].events = POLLOUT;
 	}
 	begun = now_ns();
+	cpu = cpu_ns();
 	end = begun + ms * 1000000;
 	while (now_ns() < end && poll(fds, count, 1000) >= 0)
 		for (i = 0; i < count; i++)
@@ -228,7 +242,8 @@ static void streams(const char *ip, int port, int count, uint64_t ms)
 			die("the other side did not say how much it had");
 		bytes += had;
 	}
-	printf("{\"bytes\":%lu,\"ns\":%lu}\n", bytes, now_ns() - begun);
+	printf("{\"bytes\":%lu,\"ns\":%lu,\"cpu_ns\":%lu}\n", bytes, now_ns() - begun,
+	       cpu_ns() - cpu);
 }
 
 static void flood(const char *ip, int port, uint64_t ms, unsigned int every)
@@ -237,6 +252,7 @@ static void flood(const char *ip, int port, uint64_t ms, unsigned int every)
 	struct iovec part = { buffer, PAYLOAD_BYTES };
 	struct mmsghdr messages[BATCH] = { 0 };
 	uint64_t begun = now_ns(), end = begun + ms * 1000000, now = begun, count = 0, few = 0;
+	uint64_t cpu = cpu_ns();
 	unsigned int batch = 0;
 	int i;
 
@@ -254,7 +270,8 @@ static void flood(const char *ip, int port, uint64_t ms, unsigned int every)
 		}
 		now = now_ns();
 	}
-	printf("{\"count\":%lu,\"few\":%lu,\"ns\":%lu}\n", count, few, now - begun);
+	printf("{\"count\":%lu,\"few\":%lu,\"ns\":%lu,\"cpu_ns\":%lu}\n", count, few, now - begun,
+	       cpu_ns() - cpu);
 }
 
 int main(int argc, char **argv)
