@@ -459,18 +459,29 @@ def share(place: Site, rounds: int, slice_ms: int) -> None:
         report.add(name, samples)
     report.notes += [
         "missed: sent, by the counters of devices, relay and traffic, and not seen by the command",
-        "skipped: programs the kernel did not run, by the command's own count",
+        "lost, skipped: packets, and runs of programs, that the command says it lost",
         "unlike: packets that arrived by the oracle and not by the command",
-        "unlisted: events counted by cause instead of shown; unaccounted: neither shown nor so",
+        "unlisted: events sampled out, off, above the budget or without room, all counted; "
+        "unaccounted: neither shown nor unlisted",
         *sorted(set(said)),
     ]
     report.write()
 
 
-def _unlisted(lost: Dict[str, int]) -> int:
-    """Events that were counted and not shown."""
-    causes = ("ring_full", "perf_lost", "governor_dropped", "user_dropped")
-    return sum(lost.get(cause, 0) for cause in causes)
+#: Events that were counted and not shown; programs that did not run. Other causes: packets.
+_UNLISTED = ("ring_full", "perf_lost", "governor_dropped", "user_dropped")
+_SKIPPED = ("prog_missed",)
+
+
+def _losses(summary: dict) -> Dict[str, float]:
+    """What the command says it lost."""
+    lost, events = summary["lost"], summary.get("events") or {}
+    unlisted = sum(lost.get(cause, 0) for cause in _UNLISTED)
+    return {
+        "lost": sum(lost.values()) - sum(lost.get(one, 0) for one in (*_UNLISTED, *_SKIPPED)),
+        "skipped": sum(lost.get(cause, 0) for cause in _SKIPPED),
+        "unlisted": unlisted + events.get("sampled_out", 0) + events.get("switched_off", 0),
+    }
 
 
 def _governed(case: str, command: Command) -> List[str]:
@@ -503,14 +514,10 @@ def _share_of_flights(place: Site, case: Case, slice_ms: int, few: bool, said: L
         if not few:
             sample[f"{way}_unlike"] = moved["copied" if to_vm else "left"] - one["completed"]
     summary = records[-1]
-    sample["skipped"] = summary["lost"].get("prog_missed", 0)
+    sample.update(_losses(summary))
     if "events" in summary:
-        sample["wanted"], sample["unlisted"] = (
-            summary["events"]["wanted"],
-            _unlisted(summary["lost"]),
-        )
         shown = sum(one["type"] == "packet" for one in records)
-        sample["unaccounted"] = sample["wanted"] - sample["unlisted"] - shown
+        sample["unaccounted"] = summary["events"]["wanted"] - sample["unlisted"] - shown
     return sample
 
 
@@ -533,11 +540,10 @@ def _share_of_drops(place: Site, case: Case, slice_ms: int, match: str, said: Li
     # Everything that arrived and did not go on, by the rule or in the ring of the tap.
     moved = {name: after[name] - before[name] for name in after}
     sent = moved["arrived"] - moved["copied"] + moved["sent"] - moved["left"]
-    seen, unlisted = summary["counts"]["matched"], _unlisted(summary["lost"])
+    seen, losses = summary["counts"]["matched"], _losses(summary)
     return {
-        "cpu_pct": cpu_pct, "sent": sent, "missed": sent - seen,
-        "skipped": summary["lost"].get("prog_missed", 0), "unlisted": unlisted,
-        "unaccounted": seen - unlisted - summary["counts"]["shown"],
+        "cpu_pct": cpu_pct, "sent": sent, "missed": sent - seen, **losses,
+        "unaccounted": seen - losses["unlisted"] - summary["counts"]["shown"],
         "drops_per_s": sent / passed,
     }  # fmt: skip
 
