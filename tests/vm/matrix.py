@@ -6,7 +6,7 @@ A guest that hangs or dies costs the scenario that was running (it counts as fai
 booted once more for the rest. Only what the emulator is to blame for runs again. A scenario
 skipped for want of a capability which kernels.txt lists for that kernel counts as failed, and so
 does a kernel on which nothing ran. Recordings that scenarios leave are replayed here, on another
-kernel.
+kernel. On one kernel a further boot counts the instructions of our programs (instructions.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import json
 import re
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vm import armsite, common, elsewhere, fetch  # noqa: E402
+from vm import armsite, common, elsewhere, fetch, instructions  # noqa: E402
 from vm.common import Kernel, VmProblem  # noqa: E402
 from vm.run import Guest, end_on_sigterm, new_out_dir  # noqa: E402
 
@@ -210,6 +210,21 @@ def run_kernel(k: Kernel, globs, timeout_s: float) -> Outcome:
     return outcome
 
 
+def count_instructions(k: Kernel) -> Outcome:
+    """What our programs cost, against the table."""
+    outcome = Outcome(replace(k, name=f"{k.name} count"))
+    began = time.monotonic()
+    say(f"{outcome.kernel.name}: instructions per packet")
+
+    def settle(row: dict) -> None:
+        outcome.rows[row["name"]] = row
+        say("  " + common.result_line(row))
+
+    instructions.check(settle)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
 def report(outcomes: list[Outcome]) -> bool:
     """Print skips, failures and totals; True when everything is fine."""
     for result in ("skipped", "failed"):
@@ -245,6 +260,8 @@ def main() -> int:
             chosen = [k for k in common.kernels().values() if k.default]
         for k in chosen:
             outcomes.append(run_kernel(k, options.scenario, options.timeout))
+            if k.name == instructions.KERNEL and not options.scenario:
+                outcomes.append(count_instructions(k))
     except VmProblem as problem:
         fetch.say(str(problem))
         return 1

@@ -4,7 +4,10 @@
 
     run.py --kernel 6.1 [--timeout S] [--memory MB] [--out DIR] -- COMMAND...
     run.py --kernel 6.1 --shell
+    run.py --kernel 6.1 --count -- COMMAND...
 
+With --count the guest has one CPU and its clock goes on by 1 ns per instruction, whatever the
+load of this machine: differences of clocks are instructions that were executed.
 The x86 guest's root is this machine's root, read-only under an overlay in memory, and the
 command runs in the current directory. An arm64 guest has a root of its own, with the
 project at /run/project. /run/out in the guest is the --out directory.
@@ -47,6 +50,9 @@ _MACHINE = {
         "console=ttyAMA0",
     ),
 }
+_FAST = ("-accel", "tcg,thread=multi", "-smp", "2")
+# A nanosecond of the guest's clock per instruction, and none while it waits.
+_COUNTING = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off")
 _APPEND = "quiet loglevel=1 panic=-1 oops=panic mitigations=off random.trust_cpu=on"
 # A guest that has written its status gets this long to power off.
 _POWEROFF_S = 20
@@ -106,13 +112,14 @@ class Guest:
     """One boot: prepare the out directory, then run()."""
 
     def __init__(self, name: str, command: list[str], out: Path, memory_mb: int = 2048,
-                 shell: bool = False):  # fmt: skip
+                 shell: bool = False, count: bool = False):  # fmt: skip
         self.kernel = common.kernel(name)
         self.tree = fetch.tree(name)
         self._initrd = fetch.initrd(name)
         self.out = out
         self._memory_mb = memory_mb
         self._shell = shell
+        self._count = count
         self.boot_s: float | None = None
         self.qemu_status: int | None = None
         self._boot_failed = False
@@ -174,10 +181,10 @@ class Guest:
             raise VmProblem(f"'{binary}' is missing: install it")
         line = [
             binary, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            *machine.split(), "-accel", "tcg,thread=multi", "-smp", "2",
+            *machine.split(), *(_COUNTING if self._count else _FAST),
             "-m", str(self._memory_mb),
             "-kernel", str(self.tree.boot_image), "-initrd", str(self._initrd),
-            "-append", f"{append} {_APPEND}",
+            "-append", f"{append} {_APPEND}{' nokaslr' if self._count else ''}",
             "-serial", f"file:{self.out}/console",
             *_share("root", self._root, False), *_share("out", self.out, True),
         ]  # fmt: skip
@@ -291,6 +298,8 @@ def main() -> int:
     parser.add_argument("--memory", type=int, default=2048, metavar="MB")
     parser.add_argument("--out", type=Path, help="directory seen as /run/out")
     parser.add_argument("--shell", action="store_true", help="interactive shell")
+    parser.add_argument("--count", action="store_true",
+                        help="one CPU whose clock counts instructions")  # fmt: skip
     parser.add_argument("-v", "--verbose", action="store_true", help="report times and paths")
     parser.add_argument("command", nargs="*")
     options = parser.parse_args()
@@ -299,7 +308,8 @@ def main() -> int:
     end_on_sigterm()
     try:
         out = (options.out or new_out_dir(options.kernel)).resolve()
-        guest = Guest(options.kernel, options.command, out, options.memory, options.shell)
+        guest = Guest(options.kernel, options.command, out, options.memory, options.shell,
+                      options.count)  # fmt: skip
         began = time.monotonic()
         status = guest.run(
             options.timeout if not options.shell else 1e9,

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Nanoseconds per run of our BPF programs on this machine, by path and mechanism.
+
+Packets take one path each (firing_paths.py) while the kernel's own statistics of programs are on.
+Reading the clock twice is part of what these say, so programs that do nothing run at the same
+places at the same time, and theirs is subtracted. What the kernel does to get into a program is
+not seen this way: icount.py counts that. Needs root; written to build/bench/firing.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import common  # noqa: E402
+import firing_paths as paths  # noqa: E402
+from lab import bpfsys  # noqa: E402
+from lab.tool import ToolFailed  # noqa: E402
+
+BATCHES, PACKETS = 15, 400
+_EMPTY = "empty"
+
+
+def _per_run(before: dict, after: dict, numbers: list[int]) -> tuple[float, int]:
+    """(ns per run, runs) of programs together."""
+    took = sum(after[number][0] - before[number][0] for number in numbers)
+    runs = sum(after[number][1] - before[number][1] for number in numbers)
+    return (took / runs if runs else 0.0), runs
+
+
+def _batches(traffic, points: dict[str, list[int]]) -> dict[str, dict[str, float]]:
+    """By point: ns per run less that of an empty program, and runs per packet; medians."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    numbers = [number for group in points.values() for number in group]
+    traffic.send(PACKETS)
+    for _ in range(BATCHES):
+        before = paths.runs_of(numbers)
+        traffic.send(PACKETS)
+        after = paths.runs_of(numbers)
+        empty, _ = _per_run(before, after, points[_EMPTY])
+        for point, group in points.items():
+            ns, runs = _per_run(before, after, group)
+            if runs:
+                own = ns if point == _EMPTY else ns - empty
+                found.setdefault(point, []).append((own, runs / PACKETS))
+    return {
+        point: {"ns": statistics.median(ns for ns, _ in rows),
+                "runs_per_packet": statistics.median(runs for _, runs in rows)}
+        for point, rows in found.items()
+    }  # fmt: skip
+
+
+class _Case:
+    """One command with one mechanism; a sample is a start of it, with all its traffic."""
+
+    def __init__(self, topo, traffic, run: paths.Run, mechanism: str) -> None:
+        self._topo, self._traffic, self._run, self._mechanism = topo, traffic, run, mechanism
+        self.obstacle = ""
+
+    def __call__(self) -> dict[str, float]:
+        sample: dict[str, float] = {}
+        with paths.start(self._topo, self._run, self._mechanism) as tool:
+            with paths.attached_empty("kfree_skb", "netif_receive_skb") as empty:
+                points: dict[str, list[int]] = {_EMPTY: empty}
+                for number, name in paths.programs_of(tool.pid).items():
+                    points.setdefault(name.partition("__")[0], []).append(number)
+                for path, kind in self._run.paths.items():
+                    for point, row in _batches(self._traffic[kind], points).items():
+                        sample[f"{path}|{point}"] = row["ns"]
+                        sample[f"{path}|{point}|runs"] = row["runs_per_packet"]
+            result = tool.stop()
+        lost = result.summary["lost"]
+        if result.status or lost:
+            self.obstacle = f"status {result.status}, lost {lost}"
+        return sample
+
+
+def main() -> int:
+    """Measures and prints; no figure makes it fail."""
+    rounds = common.options(__doc__.splitlines()[0]).parse_args().rounds
+    rounds = max(common.MIN_ROUNDS, rounds)
+    report = common.Report("firing", rounds)
+    with paths.laboratory() as (topo, traffic), bpfsys.run_statistics():
+        cases = {}
+        for mechanism, refused in (("tp_btf", ""), ("raw_tp", "tp_btf")):
+            for name, run in paths.RUNS.items():
+                case = _Case(topo, traffic, run, refused)
+                try:
+                    case()  # warm the page cache
+                except ToolFailed as problem:
+                    report.notes.append(f"{name}, {mechanism}: {str(problem).splitlines()[0]}")
+                    continue
+                cases[name, mechanism] = case
+        samples = common.in_turn({str(key): case for key, case in cases.items()}, rounds)
+    for mechanism in ("tp_btf", "raw_tp"):
+        for path, point, what in paths.FIRINGS:
+            name = next(name for name, run in paths.RUNS.items() if path in run.paths)
+            rows = samples.get(str((name, mechanism)), ())
+            key = f"{path}|{point}"
+            rows = [{"ns": row[key], "empty_ns": row[f"{path}|{_EMPTY}"]}
+                    for row in rows if key in row]  # fmt: skip
+            if rows:
+                report.add(f"{path.partition(':')[0]} {point} {mechanism}: {what}", rows)
+    for (name, mechanism), case in cases.items():
+        if case.obstacle:
+            report.notes.append(f"{name}, {mechanism}: {case.obstacle}")
+    report.notes += _foreign(samples)
+    report.notes.append("ns: run time of the program less that of an empty one, empty_ns, in the "
+                        "same packets; getting into the program is in neither")  # fmt: skip
+    report.write()
+    return 0
+
+
+def _foreign(samples) -> list[str]:
+    """A note when packets of somebody else went through the programs."""
+    odd = [key for rows in samples.values() for row in rows for key, value in row.items()
+           if key.endswith("free_drop|runs") and abs(value - 1) > 0.05]  # fmt: skip
+    return [f"{len(odd)} samples have other packets in them: something else dropped"] if odd else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
