@@ -29,6 +29,8 @@ def main() -> int:
     parser.add_argument("--boots", type=int, default=1, metavar="N", help="of each kernel")
     parser.add_argument("--kernel", default="7.x,6.1", metavar="NAMES",
                         help="names in tests/vm/kernels.txt (default %(default)s)")  # fmt: skip
+    parser.add_argument("--reference", type=Path, metavar="DIR",
+                        help="checkout of the reference tools; needs BCC, minutes")  # fmt: skip
     options = parser.parse_args()
     end_on_sigterm()
     boots = max(1, options.boots)
@@ -37,11 +39,11 @@ def main() -> int:
         found = []
         try:
             for turn in range(boots):
-                found.append(instructions.measure(
-                    name, ("--bodies", "--mechanisms", ",".join(paths.MECHANISMS))))  # fmt: skip
+                found.append(instructions.measure(name, _guest_options(name, options.reference)))
                 print(f"{name}: boot {turn + 1} of {boots}", file=sys.stderr, flush=True)
         except VmProblem as problem:
             report.notes.append(f"{name}: {problem}")
+        report.notes += [row["note"] for rows in found[:1] for row in rows if "note" in row]
         if found:
             _add(report, name, found)
             report.notes.append(f"{name}: {kernel(name).release}")
@@ -50,6 +52,19 @@ def main() -> int:
                         "is left of a packet's instructions per run, to get there")  # fmt: skip
     report.write()
     return 0
+
+
+def _guest_options(name: str, checkout: Path | None) -> tuple[str, ...]:
+    """What the guest is told to count."""
+    found = ("--bodies", "--mechanisms", ",".join(paths.MECHANISMS))
+    if checkout is None:
+        return found
+    import reference
+
+    if not reference.has_bcc():
+        raise VmProblem("the reference needs BCC ('python3-bpfcc'), which is not here")
+    return (*found, "--reference", str(checkout.resolve()), "--interpreter",
+            reference.interpreter(), "--headers", str(reference.headers(name)))  # fmt: skip
 
 
 def _add(report: common.Report, name: str, boots: list[list[dict]]) -> None:

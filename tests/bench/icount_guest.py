@@ -8,13 +8,15 @@ in each boot, whatever the machine does besides. The smallest of many short batc
 interrupt in it. The command is stopped meanwhile: what it does with the figures is not per packet.
 
 Prints one JSON object per line: {"path", "mechanism", "instructions", "carrier"} per packet, with
---bodies also {"path", "mechanism", "point", "body", "runs"} per run of a program.
+--bodies also {"path", "mechanism", "point", "body", "runs"} per run of a program. --reference adds
+the public reference tools (BCC) on the same packets; what does not start there is a "note".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,13 +101,61 @@ def measure(topo, traffic, run: paths.Run, mechanism: str, base: dict[str, float
         put(path=next(iter(run.paths)), problem=f"{result.summary['lost']} {result.stderr[-300:]}")
 
 
+#: Tools of the reference: script, options, how the line begins that says it runs, paths.
+_REFERENCE = {
+    "drop": ("measurement-tools/linux-network-stack/packet-drop/eth_drop.py",
+             ("--type", "ipv4", "--dst-port", str(paths.PORT)), "Starting packet drop",
+             {"reference drop: rejected by filter": "drop, other port",
+              "reference drop: event with stack": "drop"}),
+    "latency": ("measurement-tools/performance/vm-network/vm_network_latency_summary.py",
+                ("--vm-interface", "vnet0", "--phy-interface", "phy0", "--direction", "rx",
+                 "--protocol", "udp", "--dst-port", str(paths.PORT)), "Collecting adjacent",
+                {"reference latency: other devices": "loopback",
+                 "reference latency: rejected by filter, to VM": "to VM, other port",
+                 "reference latency: followed, to VM": "to VM"}),
+}  # fmt: skip
+
+
+def measure_reference(topo, traffic, name: str, base: dict[str, float], options) -> None:
+    """One tool of the reference, with its default of kprobes and raw tracepoints."""
+    script, args, ready, kinds = _REFERENCE[name]
+    process = topo.h.popen(
+        [options.interpreter, "-u", str(options.reference / script), *args], own_sys=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        env={**os.environ, "BCC_KERNEL_SOURCE": str(options.headers)},
+    )  # fmt: skip
+    try:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(ready):
+                break
+        else:
+            put(note=f"reference {name} does not run here: {''.join(said)[-300:].strip()}")
+            return
+        # From its ready line to its first wait it still does something.
+        time.sleep(1)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        for path, kind in kinds.items():
+            put(path=path, mechanism="kprobe", instructions=round(
+                carried(traffic[kind]) - base[kind], 1), carrier=round(base[kind], 1))  # fmt: skip
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bodies", action="store_true", help="single programs, too")
     parser.add_argument("--mechanisms", default=",".join(_ENDS),
                         help=f"of {', '.join(paths.MECHANISMS)} (default %(default)s)")  # fmt: skip
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the reference")
+    parser.add_argument("--headers", type=Path, help="kernel headers for it, one tree")
+    parser.add_argument("--interpreter", help="the Python that has BCC")
     options = parser.parse_args()
-    subprocess.run(["modprobe", "-a", "tun", "veth", "bridge"], check=False)
+    modules = ["tun", "veth", "bridge", *(["openvswitch"] if options.reference else [])]
+    subprocess.run(["modprobe", "-a", *modules], check=False)
     with paths.laboratory() as (topo, traffic):
         base = {kind: carried(one) for kind, one in traffic.items()}
         seen = set()
@@ -117,6 +167,8 @@ def main() -> int:
                 if key not in seen:
                     seen.add(key)
                     measure(topo, traffic, run, mechanism, base, options.bodies)
+        for name in _REFERENCE if options.reference else ():
+            measure_reference(topo, traffic, name, base, options)
         for kind, one in traffic.items():
             put(carrier_of=kind, first=base[kind], last=carried(one))
     put(done=True)
