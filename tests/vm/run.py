@@ -51,8 +51,8 @@ _MACHINE = {
     ),
 }
 _FAST = ("-accel", "tcg,thread=multi", "-smp", "2")
-# A nanosecond of the guest's clock per instruction. While it waits, the clock goes with that of this
-# machine: with sleep=off it leaps, and a minute passes before a file of 9p has been read.
+# A nanosecond of the guest's clock per instruction. While it waits, its clock goes with that of
+# this machine: with sleep=off it leaps, and a minute passes before a file of 9p has been read.
 _COUNTING = ("-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=on")
 _APPEND = "quiet loglevel=1 panic=-1 oops=panic mitigations=off random.trust_cpu=on"
 # A guest that has written its status gets this long to power off.
