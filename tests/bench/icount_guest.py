@@ -154,7 +154,7 @@ def _wanted(mechanisms: str | None) -> list[tuple[str, str]]:
     if not mechanisms:
         return list(_TABLE)
     found = {}
-    for mechanism in mechanisms.split(","):
+    for mechanism in mechanisms.split(",") if mechanisms != "none" else ():
         for name, run in paths.RUNS.items():
             drop = run.command == "ntools-drop"
             kind = mechanism.partition("+")[0] if drop else mechanism
@@ -165,8 +165,9 @@ def _wanted(mechanisms: str | None) -> list[tuple[str, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bodies", action="store_true", help="single programs, too")
-    parser.add_argument("--mechanisms", help=f"of {', '.join(paths.MECHANISMS)}")
+    parser.add_argument("--mechanisms", help=f"none, or of {', '.join(paths.MECHANISMS)}")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the reference")
+    parser.add_argument("--tools", default=",".join(_REFERENCE), help="of it, by comma")
     parser.add_argument("--headers", type=Path, help="kernel headers for it, one tree")
     parser.add_argument("--interpreter", help="the Python that has BCC")
     options = parser.parse_args()
@@ -176,7 +177,7 @@ def main() -> int:
         base = {kind: carried(one) for kind, one in traffic.items()}
         for mechanism, name in _wanted(options.mechanisms):
             measure(topo, traffic, paths.RUNS[name], mechanism, base, options.bodies)
-        for name in _REFERENCE if options.reference else ():
+        for name in options.tools.split(",") if options.reference else ():
             measure_reference(topo, traffic, name, base, options)
         for kind, one in traffic.items():
             put(carrier_of=kind, first=base[kind], last=carried(one))
