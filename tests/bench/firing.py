@@ -6,13 +6,18 @@ Packets take one path each (firing_paths.py) while the kernel's own statistics o
 Reading the clock twice is part of what these say, so programs that do nothing run at the same
 places at the same time, and theirs is subtracted. What the kernel does to get into a program is
 not in there. It is in the time of whole packets, with the command and without it in the same round,
-statistics off. Needs root; written to build/bench/firing.json.
+statistics off. What programs are made of (clock, lookups, reads) is timed, too: the profile.
+Needs root; written to build/bench/firing.json.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import statistics
+import struct
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,6 +27,7 @@ import common  # noqa: E402
 import firing_paths as paths  # noqa: E402
 from lab import bpfsys  # noqa: E402
 from lab.tool import ToolFailed  # noqa: E402
+from object import bpfrun  # noqa: E402
 
 BATCHES, PACKETS = 15, 400
 _EMPTY = "empty"
@@ -60,6 +66,33 @@ def _batches(traffic, points: dict[str, list[int]]) -> dict[str, dict[str, float
         result[point] = {"ns": statistics.median(clean or [ns for _, ns in rows]),
                          "foreign": 1 - len(clean) / len(rows)}  # fmt: skip
     return result
+
+
+class _Parts:
+    """Parts of programs, ten times in each; a sample has ns of each."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        source = Path(__file__).resolve().parent / "firing_parts.bpf.c"
+        built = bpfrun.build(source, folder / "firing_parts.o")
+        self._names = re.findall(r"^PART\((\w+)", source.read_text(), re.M)
+        self._object = stack.enter_context(bpfrun.RunObject(built, self._names))
+
+    def __call__(self) -> dict[str, float]:
+        took = {}
+        with bpfsys.run_statistics():
+            for name in self._names:
+                before = _spent(self._object.fd(name))
+                self._object.run(name, PACKETS)
+                after = _spent(self._object.fd(name))
+                took[name] = (after[0] - before[0]) / (after[1] - before[1])
+        nothing = took.pop("nothing")
+        return {name: (ns - nothing) / 10 for name, ns in took.items()}
+
+
+def _spent(descriptor: int) -> tuple[int, int]:
+    """(run time in ns, runs) of a program."""
+    return struct.unpack_from("<QQ", bpfsys._info(descriptor), bpfsys._RUN_TIME_AT)
 
 
 def _packet(traffic) -> float:
@@ -102,7 +135,9 @@ def main() -> int:
     rounds = common.options(__doc__.splitlines()[0]).parse_args().rounds
     rounds = max(common.MIN_ROUNDS, rounds)
     report = common.Report("firing", rounds)
-    with paths.laboratory() as (topo, traffic):
+    with contextlib.ExitStack() as stack:
+        topo, traffic = stack.enter_context(paths.laboratory())
+        parts = _Parts(stack)
         cases = {}
         for mechanism, refused in (("tp_btf", ""), ("raw_tp", "tp_btf")):
             for name, run in paths.RUNS.items():
@@ -113,7 +148,10 @@ def main() -> int:
                     report.notes.append(f"{name}, {mechanism}: {str(problem).splitlines()[0]}")
                     continue
                 cases[name, mechanism] = case
-        samples = common.in_turn({str(key): case for key, case in cases.items()}, rounds)
+        samples = common.in_turn(
+            {"parts": parts, **{str(key): case for key, case in cases.items()}}, rounds
+        )
+    parts_found = samples.pop("parts")
     for mechanism in ("tp_btf", "raw_tp"):
         for path, point, what in paths.FIRINGS:
             name = next(name for name, run in paths.RUNS.items() if path in run.paths)
@@ -129,6 +167,8 @@ def main() -> int:
             report.add(f"packet, {mechanism}, {path}", [
                 {"added_ns": row[f"{path}|packet"], "without_ns": row[f"{path}|without"]}
                 for row in rows])  # fmt: skip
+    for name in parts_found[0]:
+        report.add(f"part, {name}", [{"ns": row[name]} for row in parts_found])
     for (name, mechanism), case in cases.items():
         if case.obstacle:
             report.notes.append(f"{name}, {mechanism}: {case.obstacle}")
