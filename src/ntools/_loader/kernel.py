@@ -11,7 +11,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from ntools.errors import EnvironmentProblem
 
-from .external import Note, difference, find_name, find_text, text_section
+from .external import Note, difference, find_name, find_text, records, text_section
 
 __all__ = ["KernelFacts", "facts", "refused_by_environment", "MECHANISMS", "FEATURES"]
 
@@ -350,17 +350,11 @@ def _enum_in(blob: bytes, enum: str, base: bytes = b"") -> Dict[int, str]:
     names = ([at - start + shift] if at >= 0 else []) + (
         [base_at - base_start] if base_at >= 0 else []
     )
-    (header,) = struct.unpack_from("<I", blob, 4)
-    first = header + struct.unpack_from("<I", blob, 8)[0]
     for name in names:
-        pattern = struct.pack("<I", name & 0xFFFFFFFF)
-        position = blob.find(pattern, first, start)
-        while position >= 0:
-            if (position - first) % 4 == 0 and position + 12 <= len(blob):
-                found = _members(blob, position, (start - shift, end), base, (base_start, base_end))
-                if found:
-                    return found
-            position = blob.find(pattern, position + 1, start)
+        for place in records(blob, name):
+            found = _members(blob, place, (start - shift, end), base, (base_start, base_end))
+            if found:
+                return found
     return {}
 
 

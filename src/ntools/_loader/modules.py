@@ -11,7 +11,7 @@ import os
 import struct
 from typing import Any, Dict, Iterable, NamedTuple, Optional, Set, Tuple
 
-from .external import find_name, find_text, text_section
+from .external import find_name, find_text, records, text_section
 from .kernel import KernelFacts
 from .lib import Library, failed, ffi, library
 
@@ -104,9 +104,15 @@ class ModuleTargets:
             start, end = text_section(kernel.own_btf)
             for module in kernel.btf_modules:
                 missing = {key: value for key, value in wanted.items() if key not in self._found}
+                if not missing:
+                    break
                 path = kernel.module_path(module)
-                for section, number in type_ids(self._c, base, end - start, path, missing).items():
-                    self._found[section] = (number, self._descriptor(module))
+                try:
+                    ids = type_ids(self._c, base, end - start, path, missing)
+                    for section, number in ids.items():
+                        self._found[section] = (number, self._descriptor(module))
+                except (OSError, ValueError, struct.error):  # this one is gone, others are not
+                    continue
         finally:
             self._c.btf__free(base)
 
@@ -191,12 +197,8 @@ def _record(blob: bytes, name: str, kind: int, base_text: int) -> int:
     at = find_text(blob, name)
     if at < 0:
         return -1
-    pattern = struct.pack("<I", at - text_section(blob)[0] + base_text)
-    header, offset, size = struct.unpack_from("<4xIII", blob)
-    first = header + offset
-    place = blob.find(pattern, first, first + size)
-    while place >= 0:
-        if (place - first) % 4 == 0 and blob[place + 7] & 0x1F == kind:
-            return int(place - first)
-        place = blob.find(pattern, place + 1, first + size)
+    header, first = struct.unpack_from("<II", blob, 4)
+    for place in records(blob, at - text_section(blob)[0] + base_text):
+        if blob[place + 7] & 0x1F == kind:
+            return place - header - first
     return -1
