@@ -200,5 +200,5 @@ def _record(blob: bytes, name: str, kind: int, base_text: int) -> int:
     header, first = struct.unpack_from("<II", blob, 4)
     for place in records(blob, at - text_section(blob)[0] + base_text):
         if blob[place + 7] & 0x1F == kind:
-            return place - header - first
+            return int(place - header - first)
     return -1
