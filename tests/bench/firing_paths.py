@@ -28,7 +28,7 @@ from typing import Iterator, Mapping, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab import bpfsys, raw, topo  # noqa: E402
+from lab import bpfsys, build, raw, topo  # noqa: E402
 from lab.netns import Namespace  # noqa: E402
 from lab.tool import Tool  # noqa: E402
 from lab.topo import Topo, bridge_topo  # noqa: E402
@@ -128,16 +128,8 @@ FIRINGS = (
 
 
 def program() -> Path:
-    """The compiled traffic program; made when its source is newer, so call it before a guest."""
-    source = _HERE / "firing_traffic.c"
-    target = _HERE.parents[1] / "build" / "bench" / "firing_traffic"
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f"{target.name}.{os.getpid()}")
-        command = ["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(fresh)]
-        subprocess.run([*command, str(source)], check=True)
-        fresh.replace(target)
-    return target
+    """The compiled traffic program; a guest uses what is there, so call it before."""
+    return build.binary("firing_traffic", home=_HERE)
 
 
 class Traffic:

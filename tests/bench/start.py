@@ -150,13 +150,8 @@ def _waits_for_events(pid: int) -> bool:
 
 
 def floor_binary() -> Path:
-    """The C floor, compiled when it is older than its source."""
-    source, target = HERE / "floor.c", REPORTS / "floor"
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = ["gcc", "-O2", "-Wall", "-Wextra", "-o", str(target), str(source), "-lbpf"]
-        subprocess.run(command, check=True)
-    return target
+    """The C floor."""
+    return build.binary("floor", home=HERE, flags=("-O2", "-Wall", "-Wextra"), libraries=("-lbpf",))
 
 
 def header_of(topo: Topo, command: Sequence[str]) -> dict:

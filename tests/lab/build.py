@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
+from typing import List, Sequence
 
 __all__ = ["binary", "build_all"]
 
@@ -20,8 +20,8 @@ _HERE = Path(__file__).resolve().parent
 _FLAGS = ["-static", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 
 
-def _sources(name: str) -> List[Path]:
-    return [_HERE / f"{name}.c", *sorted(_HERE.glob(f"{name}_*.c"))]
+def _sources(name: str, home: Path) -> List[Path]:
+    return [home / f"{name}.c", *sorted(home.glob(f"{name}_*.c"))]
 
 
 def _cache_dir() -> Path:
@@ -29,17 +29,25 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("NTOOLS_LAB_BUILD", str(_HERE.parent.parent / "build" / "lab")))
 
 
-def binary(name: str, machine: str = platform.machine()) -> Path:
+def binary(
+    name: str,
+    machine: str = platform.machine(),
+    home: Path = _HERE,
+    flags: Sequence[str] = _FLAGS,
+    libraries: Sequence[str] = (),
+) -> Path:
     """Path of the compiled helper; built first when its sources changed.
 
     For another machine than this one a cross compiler is used.
 
+    :param home: directory of the sources.
+
     The content of the sources is part of the file name, so that a changed clock or a second
     checkout cannot make an old program look new.
     """
-    sources = _sources(name)
-    content = hashlib.sha256(" ".join(_FLAGS).encode())
-    for path in [*sources, *sorted(_HERE.glob(f"{name}*.h"))]:
+    sources = _sources(name, home)
+    content = hashlib.sha256(" ".join([*flags, *libraries]).encode())
+    for path in [*sources, *sorted(home.glob(f"{name}*.h"))]:
         content.update(path.read_bytes())
     target = _cache_dir() / f"{name}-{machine}-{content.hexdigest()[:12]}"
     if target.exists():
@@ -47,7 +55,7 @@ def binary(name: str, machine: str = platform.machine()) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f"{target.name}.{os.getpid()}")
     compiler = "gcc" if machine == platform.machine() else f"{machine}-linux-gnu-gcc"
-    command = [compiler, *_FLAGS, "-o", str(new), *map(str, sources)]
+    command = [compiler, *flags, "-o", str(new), *map(str, sources), *libraries]
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if result.returncode:
         raise RuntimeError(f"cannot compile '{name}':\n{result.stderr}")
