@@ -122,7 +122,7 @@ def budget_of_packets(lab: Any) -> None:
         with follow(
             topo, "--details", "--force", *_FLOW, "--max-events", "100", "--timeout-ms", "100"
         ) as tool:
-            with _flood(topo, E_IP, 50):
+            with _flood(topo, E_IP, 300):
                 _until_sampled(tool)
             result = tool.stop()
     check_records(result)
@@ -162,7 +162,7 @@ def budget_of_packets(lab: Any) -> None:
 def budget_of_drops(lab: Any) -> None:
     with bridge_topo(static_neigh=True) as topo:
         with watch(topo.h, "--force", "--dst-port", str(_PORT), "--max-events", "100") as tool:
-            with _flood(topo, HOST_IP, 50):
+            with _flood(topo, HOST_IP, 300):
                 _until_sampled(tool)
             result = tool.stop()
     check_records(result)
