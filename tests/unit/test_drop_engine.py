@@ -64,6 +64,18 @@ class FakeMap:
         return [self.pairs.get(index, 0) for index in range(32)]
 
 
+class FakeRows(FakeMap):
+    """The rows of the kernel, which are read as bytes."""
+
+    def __init__(self, obj, pairs):
+        super().__init__(pairs)
+        self.key, self.value = (obj.types.struct(f"nt_drop_{part}") for part in ("key", "val"))
+
+    def items_bytes(self):
+        for key, value in self.items():
+            yield self.key.codec.pack(*key), self.value.codec.pack(*value)
+
+
 class FakeObject:
     def __init__(self, names=REASONS):
         self.types = Types(sections(OBJECT.read_bytes())[".BTF"])
@@ -182,10 +194,10 @@ def test_wanted_reasons():
 
 def test_table_makes_the_maps_it_needs():
     _, obj, _, _ = make(group_by=("reason",), max_entries=512)
-    no_filter = {"nt_tables": 1, "nt_prefixes": 1}
-    assert obj.sizes == {"drop_groups": 512, "events": 1, "drop_stacks": 1, **no_filter}
+    always = {"nt_tables": 1, "nt_prefixes": 1, "drop_devices": 1}
+    assert obj.sizes == {"drop_groups": 512, "events": 1, "drop_stacks": 1, **always}
     _, obj, _, _ = make()
-    assert obj.sizes == {"drop_groups": 1, "drop_stacks": 1, **no_filter}
+    assert obj.sizes == {"drop_groups": 1, "drop_stacks": 1, **always}
 
 
 # -- events
@@ -278,12 +290,13 @@ def key(obj, location, reason=3, ifindex=1, facts=0, dst_port=9, stack=0):
 
 def test_rows_that_look_the_same_are_one():
     engine, obj, writer, stream = make(group_by=("reason", "device"))
-    obj.maps["drop_groups"] = FakeMap(
+    obj.maps["drop_groups"] = FakeRows(
+        obj,
         {
             key(obj, UDP): (3, 300, 10, 20),
             key(obj, UDP + 8): (2, 200, 5, 15),
             key(obj, UDP, ifindex=2): (4, 400, 30, 40),
-        }
+        },
     )
     engine.report(writer, True)
     found = records(stream, "drop_group")
@@ -296,7 +309,7 @@ def test_rows_that_look_the_same_are_one():
 
 def test_reports_are_differences_and_the_rest_has_a_row():
     engine, obj, writer, stream = make(group_by=("location", "port"), top=1)
-    table = obj.maps["drop_groups"] = FakeMap({key(obj, UDP): (3, 300, 10, 20)})
+    table = obj.maps["drop_groups"] = FakeRows(obj, {key(obj, UDP): (3, 300, 10, 20)})
     engine.report(writer, False)
     table.pairs[key(obj, UDP)] = (4, 400, 10, 50)
     table.pairs[key(obj, XMIT)] = (7, 700, 40, 60)
@@ -314,8 +327,8 @@ def test_reports_are_differences_and_the_rest_has_a_row():
 
 def test_hidden_rows_are_counted():
     engine, obj, writer, stream = make(group_by=("reason",), normal="hide")
-    obj.maps["drop_groups"] = FakeMap(
-        {key(obj, PURGE, reason=70): (6, 1, 1, 1), key(obj, UDP): (2, 1, 1, 1)}
+    obj.maps["drop_groups"] = FakeRows(
+        obj, {key(obj, PURGE, reason=70): (6, 1, 1, 1), key(obj, UDP): (2, 1, 1, 1)}
     )
     engine.report(writer, True)
     assert (engine.shown, engine.hidden) == (2, 6)
@@ -325,7 +338,7 @@ def test_hidden_rows_are_counted():
 def test_stack_is_sent_once_before_its_row():
     engine, obj, writer, stream = make(group_by=("stack",))
     obj.maps["drop_stacks"] = FakeMap({0xAB: struct.pack("<4Q", 0xFFFFFFFF81000210, UDP, NFT, 0)})
-    obj.maps["drop_groups"] = FakeMap({key(obj, UDP, stack=0xAB): (2, 1, 1, 1)})
+    obj.maps["drop_groups"] = FakeRows(obj, {key(obj, UDP, stack=0xAB): (2, 1, 1, 1)})
     engine.report(writer, False)
     engine.report(writer, True)
     (stack,) = records(stream, "stack")

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from lab.hostile import flaws
 from unit.hostile import ANY, VALUE, few, hang_guard
-from unit.test_drop_engine import KALLSYMS, REASONS, FakeChannel, FakeMap, FakeObject
+from unit.test_drop_engine import KALLSYMS, REASONS, FakeChannel, FakeMap, FakeObject, FakeRows
 
 import ntools
 from ntools._loader.btf import Types
@@ -121,7 +121,7 @@ def test_any_row(keys, by, totals):
     obj = FakeObject()
     engine = DropEngine(obj, DropOptions(group_by=tuple(sorted(by))))
     engine.begin()
-    obj.maps["drop_groups"] = FakeMap({KEY.codec.unpack(k): v for k, v in keys.items()})
+    obj.maps["drop_groups"] = FakeRows(obj, {KEY.codec.unpack(k): v for k, v in keys.items()})
     obj.maps["drop_totals"] = FakeMap({slot: [(n, 0)] for slot, n in totals.items()})
     obj.maps["drop_stacks"] = FakeMap({KEY.codec.unpack(k)[-5]: b"\xff" * 256 for k in keys})
     out = Output(DropView(1, True, True, True))

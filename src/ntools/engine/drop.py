@@ -12,6 +12,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Sequence, Tup
 
 from ntools._loader import BpfObject
 from ntools.engine import filter as packet_filter
+from ntools.engine.drop_table import DropTable, Kind, Row
 from ntools.engine.lookups import Lookups
 from ntools.engine.places import Places
 from ntools.engine.run import Engine
@@ -103,7 +104,8 @@ class DropEngine(Engine):
         self._hidden_class: Dict[str, bool] = {}
         self._stacks: Dict[bytes, List[Dict[str, Any]]] = {}
         self._sent_stacks: Dict[int, str] = {}
-        self._before: Dict[Any, Tuple[int, int]] = {}
+        key, value = obj.types.struct("nt_drop_key"), obj.types.struct("nt_drop_val")
+        self._table = DropTable(key, value, self._row_kind)
         self.shown = self.hidden = self.after_count = self.narrowed = 0
         self._codes, self._sense = self._wanted_reasons()
         self._configure()
@@ -221,6 +223,7 @@ class DropEngine(Engine):
             obj.resize("drop_groups", 1)
         if "stack" not in options.group_by:
             obj.resize("drop_stacks", 1)
+        obj.resize("drop_devices", max(1, len(options.devices)))
         group_by = {DIMENSIONS[name] for name in options.group_by} | set(_FOR_CLASS)
         helpers = reasons.free_functions()
         self.lookups.expect_functions(helpers)
@@ -399,30 +402,16 @@ class DropEngine(Engine):
 
     def _rows(self, writer: Writer, last: bool) -> None:
         """One report: the largest rows, then what all others have together."""
-        rows: Dict[Any, _Row] = {}
-        hidden = 0
-        for key, (packets, size, first, latest) in self.obj.map("drop_groups").items():
-            old_packets, old_size = self._before.get(key, (0, 0))
-            self._before[key] = (packets, size)
-            fields, ident = self._row_fields(key)
-            if not self._is_wanted(fields["class"]):
-                hidden += packets
-                continue
-            row = rows.setdefault(ident, _Row(fields))
-            row.add(packets, size, packets - old_packets, size - old_size, first, latest)
-        self.hidden = hidden
-        self.shown = sum(row.total_packets for row in rows.values())
-        ordered = sorted(rows.values(), key=lambda row: row.size(last), reverse=True)
-        top = [row for row in ordered[: self._options.top] if row.size(last)]
-        for row in top:
-            self._emit_row(row, writer, last)
-        rest = _Row({"other": True})
-        for row in ordered[len(top) :]:
-            rest.join(row)
-        self._emit_row(rest, writer, last)
+        table = self._table
+        groups = self.obj.map("drop_groups")
+        largest, rest = table.read(groups.items_bytes(), self._options.top, last)
+        self.shown, self.hidden = table.shown, table.hidden
+        for row in largest:
+            fields = self._row_fields(groups.key.codec.unpack(row.key))
+            self._emit_row(row, fields, writer, last)
+        self._emit_row(rest, {"other": True}, writer, last)
 
-    def _emit_row(self, row: "_Row", writer: Writer, last: bool) -> None:
-        fields = dict(row.fields)
+    def _emit_row(self, row: Row, fields: Dict[str, Any], writer: Writer, last: bool) -> None:
         stack, location = fields.pop("stack", None), fields.pop("stack_location", 0)
         if stack:
             fields["stack_id"] = self._send_stack(stack, location, writer)
@@ -439,36 +428,42 @@ class DropEngine(Engine):
             **fields,
         )
 
-    def _row_fields(self, key: Tuple[Any, ...]) -> Tuple[Dict[str, Any], Any]:
-        """The fields of a row that its grouping shows, and what makes it the same row."""
-        tuple_fields = key[:-6]
+    def _row_kind(self, key: Tuple[Any, ...]) -> Kind:
+        """What a row of the kernel shows of its reason, place and device."""
+        location, _, code, ifindex, netns, bits = key[-6:]
+        by = self._options.group_by
+        judged = self._judge(code, location, bits)
+        same: List[Any] = [judged["class"]]
+        if "reason" in by:
+            same += [judged["reason"], code]
+        if "location" in by:
+            same.append(judged["caller"] or location)
+        if "device" in by:
+            same += [ifindex, netns]
+        elif "netns" in by:
+            same.append(netns)
+        return Kind(tuple(same), self._is_wanted(judged["class"]))
+
+    def _row_fields(self, key: Tuple[Any, ...]) -> Dict[str, Any]:
+        """The fields of a row that its grouping shows."""
         location, stack, code, ifindex, netns, bits = key[-6:]
         by = self._options.group_by
         judged = self._judge(code, location, bits)
         fields: Dict[str, Any] = {"class": judged["class"]}
-        ident: List[Any] = [judged["class"]]
         for name, value in judged.items():
             if name.startswith("reason") and "reason" in by:
                 fields[name] = value
             if name in ("caller", "caller_module") and "location" in by:
                 fields[name] = value
-        if "reason" in by:
-            ident += [judged["reason"], code]
-        if "location" in by:
-            ident.append(judged["caller"] or location)
         if "device" in by:
             fields.update(self._device_fields(ifindex, netns))
-            ident += [ifindex, netns]
         elif "netns" in by:
             fields["netns_inum"] = netns or None
-            ident.append(netns)
         if "fivetuple" in by or "port" in by:
-            fields.update(_flow_fields(tuple_fields, "fivetuple" in by))
-            ident += tuple_fields
+            fields.update(_flow_fields(key[:-6], "fivetuple" in by))
         if "stack" in by:
             fields.update(stack=stack, stack_location=location)
-            ident.append(stack)
-        return fields, tuple(ident)
+        return fields
 
     def _send_stack(self, number: int, location: int, writer: Writer) -> Optional[str]:
         """Id of a stack; its record goes out before the first use."""
@@ -508,7 +503,7 @@ class DropEngine(Engine):
             held = self.event_totals()
             accounted += held["sampled_out"] + held["switched_off"]
         else:
-            accounted += sum(value[0] for _, value in self.obj.map("drop_groups").items())
+            accounted += self._table.packets(self.obj.map("drop_groups").items_bytes())
         return self._steps()["matched"] - accounted
 
     def _totals_by_reason(self) -> Dict[str, int]:
@@ -533,40 +528,6 @@ class DropEngine(Engine):
                 name = "other" if slot == rest else self._names.name(code)
             totals[name] = totals.get(name, 0) + packets
         return totals
-
-
-class _Row:
-    """One row of a report: sums over the kernel's rows that look the same."""
-
-    def __init__(self, fields: Dict[str, Any]) -> None:
-        self.fields = fields
-        self.packets = self.bytes = self.total_packets = self.total_bytes = 0
-        self.first_ns: Optional[int] = None
-        self.last_ns: Optional[int] = None
-
-    def add(
-        self, total: int, total_bytes: int, packets: int, size: int,
-        first_ns: Optional[int], last_ns: Optional[int],
-    ) -> None:  # fmt: skip
-        """Add numbers of another row."""
-        self.total_packets += total
-        self.total_bytes += total_bytes
-        self.packets += packets
-        self.bytes += size
-        if first_ns and (not self.first_ns or first_ns < self.first_ns):
-            self.first_ns = first_ns
-        if last_ns and (not self.last_ns or last_ns > self.last_ns):
-            self.last_ns = last_ns
-
-    def join(self, row: "_Row") -> None:
-        """Add another row."""
-        self.add(
-            row.total_packets, row.total_bytes, row.packets, row.bytes, row.first_ns, row.last_ns
-        )
-
-    def size(self, last: bool) -> int:
-        """Packets that decide the order."""
-        return self.total_packets if last else self.packets
 
 
 class _EventDecoder:
