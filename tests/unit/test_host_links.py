@@ -215,8 +215,8 @@ def test_house_form_of_an_unknown_device():
 def test_find_list():
     devices = Devices(1, [device(f"n{i}", i) for i in range(1, MAX_DEVICES + 2)])
     assert [d.ifindex for d in devices.find_list(" n3, n1,n3,")] == [3, 1]
-    assert len(devices.find_list(",".join(f"n{i}" for i in range(1, MAX_DEVICES + 1)))) == 64
-    with pytest.raises(UsageProblem, match="65 devices named, at most 64"):
+    assert len(devices.find_list(",".join(f"n{i}" for i in range(1, MAX_DEVICES + 1)))) == 512
+    with pytest.raises(UsageProblem, match="513 devices named, at most 512"):
         devices.find_list(",".join(d.name for d in devices))
     with pytest.raises(UsageProblem, match="no device named"):
         devices.find_list(" , ")

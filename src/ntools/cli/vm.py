@@ -53,11 +53,12 @@ def locate(args: argparse.Namespace) -> Place:
         raise UsageProblem("'{}' cannot be both VM and physical interface.".format(clash[0]))
     layout = ovs.read_layout() if _on_ovs(chosen, devices) else None
     topology = uplink.discover(chosen, devices, phy, lambda: layout)
+    holders = guests.Holders()
     seeds: List[Tuple[Device, MacSeed]] = []
     for device in chosen:
         found = guests.seed_macs(device, devices, None, layout)
         if not any(seed.exact for seed in found):  # only then is it worth a walk through /proc
-            found = guests.seed_macs(device, devices, guests.guest_of(device), layout)
+            found = guests.seed_macs(device, devices, holders.of(device), layout)
         seeds += [(device, seed) for seed in found]
     warnings = list(topology.warnings)
     warnings += blind.blind_spots([*topology.vm, *topology.uplinks], devices, layout)

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 #: Most devices one option may name.
-MAX_DEVICES = 64
+MAX_DEVICES = 512
 
 #: Every value of :attr:`Device.kind`.
 KINDS = (

@@ -19,6 +19,7 @@ from ntools.model.flow import mac_text, parse_mac
 
 __all__ = [
     "Guest",
+    "Holders",
     "MacSeed",
     "Tap",
     "find_guest",
@@ -105,16 +106,36 @@ def list_guests() -> List[Guest]:
     return [guest for pid in _pids() for guest in _guest(pid)]
 
 
-def guest_of(device: Device) -> Optional[Guest]:
-    """The process that holds this tap; QEMU processes are looked at first."""
-    elsewhere = None
-    for pid in sorted(_pids(), key=lambda pid: not _comm(pid).startswith("qemu")):
-        for guest in _guest(pid):
+class Holders:
+    """The processes that hold taps, each looked at once, QEMU first, and only as far as needed."""
+
+    def __init__(self) -> None:
+        self._found: List[Guest] = []
+        self._rest: Optional[Iterator[int]] = None
+
+    def of(self, device: Device) -> Optional[Guest]:
+        """The process that holds this tap."""
+        elsewhere = None
+        for guest in self._all():
             if any(tap.is_for(device) for tap in guest.taps):
                 if guest.netns_inum == device.netns_inum:
                     return guest
                 elsewhere = elsewhere or guest  # a VMM may have got its tap from another one
-    return elsewhere
+        return elsewhere
+
+    def _all(self) -> Iterator[Guest]:
+        yield from self._found
+        if self._rest is None:
+            self._rest = iter(sorted(_pids(), key=lambda pid: not _comm(pid).startswith("qemu")))
+        for pid in self._rest:
+            found = list(_guest(pid))
+            self._found += found
+            yield from found
+
+
+def guest_of(device: Device) -> Optional[Guest]:
+    """The process that holds this tap; for many taps ask :class:`Holders`."""
+    return Holders().of(device)
 
 
 def find_guest(which: str) -> Guest:
