@@ -19,7 +19,10 @@ from typing import Callable, Mapping, Sequence
 
 __all__ = ["MIN_ROUNDS", "REPORTS", "Report", "Sample", "in_turn", "options", "paired", "spread"]
 
-REPORTS = Path(__file__).resolve().parents[2] / "build" / "bench"
+#: NTOOLS_BENCH_OUT: for what runs in a guest and leaves its figures outside.
+REPORTS = Path(
+    os.environ.get("NTOOLS_BENCH_OUT") or Path(__file__).resolve().parents[2] / "build" / "bench"
+)
 MIN_ROUNDS = 5
 
 #: One measurement: figure by name, the unit at the end of the name (cpu_s, rtt_us, peak_mib).

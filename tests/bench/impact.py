@@ -20,18 +20,21 @@ build/bench/impact-PART.json. Needs root.
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Mapping, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common import Report, Sample, in_turn, options  # noqa: E402
+from bench import guest, reference  # noqa: E402
+from bench.common import REPORTS, Report, Sample, in_turn, options  # noqa: E402
 from bench.impact_site import (  # noqa: E402
     ECHO,
     FEW,
@@ -39,6 +42,7 @@ from bench.impact_site import (  # noqa: E402
     SINK,
     Command,
     Site,
+    program,
     site,
 )
 from lab import bpfsys  # noqa: E402
@@ -61,6 +65,7 @@ class Case:
     name: str
     words: Sequence[str] = ()
     ready: str = "ready:"
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 def _latency(name: str, *words: str, free: Sequence[str] = QUIET) -> Case:
@@ -126,7 +131,8 @@ class Beside:
     def _loaded(self) -> Sample:
         if not self._case.words:
             return {**self._load(), "tool_cpu_pct": 0.0}
-        with Command(self._place.topo.h, self._case.words, self._case.ready) as command:
+        case = self._case
+        with Command(self._place.topo.h, case.words, case.ready, case.env) as command:
             before, begun = command.cpu_s(), time.monotonic()
             found = self._load()
             passed = time.monotonic() - begun
@@ -399,6 +405,37 @@ def profile(place: Site, rounds: int, slice_ms: int) -> None:
 
 # -- command line --------------------------------------------------------------------------------
 
+
+def of_reference(checkout: Path, headers: str) -> List[Case]:
+    """The tools of the reference: the drop monitor matches nothing, the latency summary all."""
+    found = reference.tools(checkout, reference.headers(headers), watch=("--direction", "rx"))
+    return [Case(one.name, one.command, one.ready, one.env) for one in found.values()]
+
+
+def in_guest(args: argparse.Namespace) -> int:
+    """The same in a guest; its reports are kept under names with that of the kernel."""
+    for name in ("impact_relay", "impact_traffic"):
+        program(name)
+    command = [
+        "env", f"NTOOLS_BENCH_OUT={guest.OUT}", sys.executable, str(Path(__file__).resolve()),
+        "--inside", args.kernel, "--rounds", str(args.rounds), "--parts", args.parts,
+        "--slice-ms", str(args.slice_ms), "--only", args.only,
+    ]  # fmt: skip
+    if args.reference:
+        reference.headers(args.kernel)
+        command += ["--reference", str(args.reference.resolve())]
+    with guest.guest(args.kernel, command, args.timeout) as (out, status):
+        left = sorted(out.glob("impact-*.json"))
+        for path in left:
+            found = json.loads(path.read_text())
+            found["name"] += f"-{args.kernel}"
+            REPORTS.mkdir(parents=True, exist_ok=True)
+            (REPORTS / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n")
+    if not left:
+        print(f"impact: the guest left nothing (status {status})", file=sys.stderr)
+    return 0 if left else 1
+
+
 TIMED = {"rr": rr_load, "stream": stream_load, "pps": pps_load, "drops": drop_load}
 PARTS = (*TIMED, "share", "profile")
 
@@ -412,12 +449,21 @@ def main() -> int:
     parser.add_argument("--cpus", default="0,1", help="senders, relay (default 0,1)")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND",
                         help="one more case, run in the namespace of the host")  # fmt: skip
+    parser.add_argument("--reference", type=Path, metavar="DIR",
+                        help="checkout of the reference tool set")  # fmt: skip
+    parser.add_argument("--kernel", metavar="NAME", help="in a guest with this kernel")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="S", help="of the guest")
+    parser.add_argument("--inside", metavar="NAME", help="for the guest's own side")
     args = parser.parse_args()
     parts = args.parts.split(",")
     if not set(parts) <= set(PARTS):
         parser.error("parts are " + ", ".join(PARTS))
     also = [Case(name, shlex.split(words), "")
             for name, _, words in (one.partition("=") for one in args.also)]  # fmt: skip
+    if args.kernel:
+        return in_guest(args)
+    if args.reference and reference.has_kprobes():
+        also += of_reference(args.reference, args.inside or reference.ANY_HEADERS)
     witness = WITNESS if shutil.which("tcpdump") else ()
     if not witness:
         print("impact: no tcpdump: left out", file=sys.stderr)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,6 +26,8 @@ ECHO, SINK = 7000, 7100
 #: One transaction, or one batch of packets, in so many is one of the few.
 EVERY = 64
 NOBODY = "203.0.113.9"
+#: For what compiles at its start, in a guest.
+_PATIENCE_S = 600
 FEW = f"{ECHO + 1},{SINK + 1}"
 
 
@@ -151,11 +153,19 @@ def site(cpus: Sequence[int]) -> Iterator[Site]:
 class Command:
     """Context manager: a command measures inside; after it there is what it left.
 
-    :param ready: what stderr says when it measures; "": it is given two seconds.
+    :param ready: what it says when it measures; "": it is given two seconds.
+    :param env: added to the environment.
     """
 
-    def __init__(self, ns: Namespace, command: Sequence[str], ready: str) -> None:
+    def __init__(
+        self,
+        ns: Namespace,
+        command: Sequence[str],
+        ready: str,
+        env: Optional[Mapping[str, str]] = None,
+    ) -> None:
         self._ns, self._command, self._ready = ns, list(command), ready
+        self._env = env or {}
         self.status: Optional[int] = None
         self._said: List[str] = []
         self._told = threading.Event()
@@ -164,20 +174,31 @@ class Command:
         self._home = tempfile.TemporaryDirectory(prefix="ntools-impact-")
         self._out = Path(self._home.name) / "out"
         with self._out.open("wb") as out:
-            environment = {**os.environ, "NTOOLS_RUN_DIR": self._home.name}
+            environment = {**os.environ, "NTOOLS_RUN_DIR": self._home.name, **self._env}
+            # Tools of others look for their kernel's files below /sys.
             self._process = self._ns.popen(
-                self._command, own_sys=True, stdout=out, stderr=subprocess.PIPE,
+                self._command, own_sys=not self._env, stdout=out, stderr=subprocess.PIPE,
                 stdin=subprocess.DEVNULL, env=environment,
             )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if not self._ready:
             time.sleep(2)
-        elif not self._told.wait(60) or not any(self._ready in line for line in self._said):
+        elif not self._wait_ready(time.monotonic() + _PATIENCE_S):
             self.__exit__()
             raise RuntimeError(f"{' '.join(self._command)}: {''.join(self._said)}")
         time.sleep(0.2)
         return self
+
+    def _wait_ready(self, deadline: float) -> bool:
+        """Whether it says so, on stderr or stdout, before the deadline or its end."""
+        while time.monotonic() < deadline:
+            ended = self._told.wait(0.2)
+            if self._ready in self.said or self._ready.encode() in self._out.read_bytes():
+                return True
+            if ended:
+                return False
+        return False
 
     def _read(self) -> None:
         for line in self._process.stderr:

@@ -67,9 +67,13 @@ def has_kprobes() -> bool:
 
 
 def tools(
-    checkout: Path, headers_dir: Path, tap: str = "vnet0", uplink: str = "phy0"
-) -> dict[str, Tool]:
-    """The drop monitor ("drop") and the VM latency summary ("latency") of a checkout."""
+    checkout: Path, headers_dir: Path, tap: str = "vnet0", uplink: str = "phy0",
+    watch: Sequence[str] = ("--direction", "rx", "--protocol", "icmp"),
+) -> dict[str, Tool]:  # fmt: skip
+    """The drop monitor ("drop") and the VM latency summary ("latency") of a checkout.
+
+    :param watch: what the latter is to look at. It takes one direction; its "rx" is to the VM.
+    """
     start = [interpreter(), "-u"]
     if not has_kprobes():
         start.append(str(_HERE / "unattached.py"))
@@ -77,7 +81,7 @@ def tools(
     drop = [*start, str(checkout / _DROP), "--type", "ipv4", "--dst-ip", "192.0.2.1"]
     latency = [
         *start, str(checkout / _LATENCY), "--vm-interface", tap, "--phy-interface", uplink,
-        "--direction", "rx", "--protocol", "icmp",
+        *watch,
     ]  # fmt: skip
     return {
         "drop": Tool("reference: drop monitor", drop, _DROP_READY, env),

@@ -18,7 +18,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Callable, Mapping, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import reference  # noqa: E402
+from bench import guest, reference  # noqa: E402
 from bench.common import REPORTS, Report, Sample, in_turn, options, paired  # noqa: E402
 from lab import build  # noqa: E402
 from lab.netns import stop_process  # noqa: E402
@@ -34,7 +33,6 @@ from lab.topo import Topo, bridge_topo  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-GUEST_OUT = Path("/run/out")
 #: After ready, until the memory is looked at again.
 SETTLE_S = 2.0
 _LIMIT_S = 400.0
@@ -338,21 +336,14 @@ def _goal(report: Report, case: str, ours: Sequence[Sample], to: str, of: Sequen
 
 def in_guest(args) -> int:
     """The same in a guest: boot it, run there, keep what it leaves in the shared directory."""
-    # A guest only uses what is there.
     floor_binary()
-    build.build_all()
     if args.reference:
         reference.headers(args.kernel)
-    with tempfile.TemporaryDirectory() as out:
-        inside = [sys.executable, str(Path(__file__).resolve()), "--inside", args.kernel,
-                  "--rounds", str(args.rounds)]  # fmt: skip
-        inside += ["--reference", str(args.reference)] if args.reference else []
-        script = f"modprobe -a tun veth bridge openvswitch vhost_net; exec {shlex.join(inside)}"
-        runner = [sys.executable, str(HERE.parent / "vm" / "run.py"), "--kernel", args.kernel,
-                  "--memory", "3072", "--timeout", str(args.timeout), "--out", out, "--",
-                  "/bin/bash", "-c", script]  # fmt: skip
-        status = subprocess.run(runner).returncode
-        left = Path(out) / f"start-{args.kernel}.json"
+    inside = [sys.executable, str(Path(__file__).resolve()), "--inside", args.kernel,
+              "--rounds", str(args.rounds)]  # fmt: skip
+    inside += ["--reference", str(args.reference)] if args.reference else []
+    with guest.guest(args.kernel, inside, args.timeout) as (out, status):
+        left = out / f"start-{args.kernel}.json"
         if not left.exists():
             print(f"start: the guest left nothing (status {status})", file=sys.stderr)
             return 1
@@ -362,9 +353,9 @@ def in_guest(args) -> int:
 def _leave(name: str, report: Report, samples: dict[str, list[Sample]]) -> None:
     """In the guest: put what is complete into the shared directory."""
     left = {"samples": samples, "notes": report.notes, "machine": report.machine()}
-    new = GUEST_OUT / "start.new"
+    new = guest.OUT / "start.new"
     new.write_text(json.dumps(left))
-    new.rename(GUEST_OUT / f"start-{name}.json")
+    new.rename(guest.OUT / f"start-{name}.json")
 
 
 def _keep(left: Mapping, args) -> int:
