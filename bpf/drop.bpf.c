@@ -22,12 +22,13 @@
 #include "nt_identity.h"
 #include "nt_parse.h"
 
+/* Atomic, like all that is added up here: before v6.1 an interrupt's drop could come in between. */
 static __always_inline void nt_drop_count(__u32 step)
 {
 	__u64 *count = bpf_map_lookup_elem(&drop_steps, &step);
 
 	if (count)
-		*count += 1;
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline __u32 nt_total_slot(__u32 reason)
@@ -47,8 +48,8 @@ static __always_inline void nt_drop_total(const struct nt_drop *d)
 	struct nt_drop_total *total = bpf_map_lookup_elem(&drop_totals, &slot);
 
 	if (total) {
-		total->packets += 1;
-		total->bytes += d->len;
+		__sync_fetch_and_add(&total->packets, 1);
+		__sync_fetch_and_add(&total->bytes, d->len);
 	}
 }
 
@@ -354,6 +355,12 @@ static __always_inline int nt_reason_refused(const struct nt_drop_cfg *cfg, __u3
 	return listed != (cfg->reasons == NT_REASONS_ONLY);
 }
 
+/* Whether the place decides. Where a drop was takes more reads than its headers: else they do. */
+static __always_inline int nt_drop_placed(const struct nt_drop_cfg *cfg)
+{
+	return cfg->netns || cfg->by_device;
+}
+
 static __always_inline int nt_drop_elsewhere(const struct nt_drop_cfg *cfg, const struct nt_drop *d)
 {
 	struct nt_drop_device device = { .netns = d->netns, .ifindex = d->ifindex };
@@ -381,15 +388,19 @@ static __always_inline void nt_drop_handle(__u64 *ctx, const int direct,
 	d->facts = 0;
 	d->ifindex = 0;
 	__builtin_memset(d->name, 0, sizeof(d->name));
-	nt_drop_where(ctx, skb, direct, d);
-	if (nt_drop_elsewhere(cfg, d))
-		return;
+	if (nt_drop_placed(cfg)) {
+		nt_drop_where(ctx, skb, direct, d);
+		if (nt_drop_elsewhere(cfg, d))
+			return;
+	}
 	if (nt_parse_skb(skb, NT_AT_ANY | (direct ? NT_DIRECT : 0), &d->pkt)) {
 		nt_pkt_init(&d->pkt, 0);
 		d->pkt.flags = NT_PKT_FAULT;
 	}
 	if (nt_drop_refused(cfg, &d->pkt) || nt_guard_counts(&cfg->guard, &d->pkt.tuple))
 		return;
+	if (!nt_drop_placed(cfg))
+		nt_drop_where(ctx, skb, direct, d);
 	d->len = NT_GET(skb, len);
 	nt_drop_facts(skb, direct, d);
 	nt_drop_count(NT_STEP_MATCHED);

@@ -22,6 +22,11 @@
 #define NT_FLIGHTS (NT_DETAIL ? 16384 : 65536)
 #define NT_HOPS 24
 
+/* Sizes user space has to know too. */
+enum nt_flight_size {
+	NT_DEVICE_BITS = 1024,
+};
+
 enum nt_stage {
 	NT_STAGE_NONE,
 	NT_STAGE_DEV_RX,
@@ -158,6 +163,8 @@ struct nt_flight_cfg {
 	__u32 flags;
 	__u32 epoch;
 	__u32 reserved;
+	/* By interface index, modulo their count: a device whose bit is 0 is not in `devices`. */
+	__u8 device_bits[NT_DEVICE_BITS / 8];
 };
 
 struct nt_manifest {
@@ -176,6 +183,7 @@ struct nt_manifest {
 	enum nt_filter_prefix filter_prefix;
 	enum nt_guard_flag guard_flag;
 	enum nt_guard_size guard_size;
+	enum nt_flight_size size;
 #if NT_DETAIL
 	struct nt_flight events;
 #endif

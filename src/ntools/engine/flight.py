@@ -13,7 +13,6 @@ from typing import (
     Any,
     Dict,
     Iterable,
-    List,
     NamedTuple,
     Optional,
     Sequence,
@@ -45,6 +44,10 @@ _VLAN_NONE = 0xFFFF
 _ANY_VLAN = _VLAN_NONE
 #: Rows of the ``by`` list; more ways to end than this are summed up by the kernel's counters only.
 _MAX_GROUPS = 1000
+#: Histograms, and how many a device needs: of both directions, the pairs that end at it.
+_PAIRS, _PAIRS_OF_DEVICE = 256, 8
+#: Guest addresses, and how many there may be for each VM interface if there are many.
+_MACS, _MACS_OF_VM = 128, 4
 #: Criteria of a filter that the record of a packet can answer.
 _KEPT = frozenset(
     ("vlan", "eth_type", "family", "protocol", "src_ip", "dst_ip", "src_port", "dst_port",
@@ -127,6 +130,7 @@ class FlightEngine(Engine):
         self._kinds = peer_kinds(topology)
         self._read = FlightReader(obj, self.lookups, self._names, self._kinds)
         self._at, self._codec = self._read.at, self._read.codec
+        self._roles = self._find_roles()
         self._seen: Set[str] = set()
         self._macs_refused = 0
         self._invariant: Dict[str, Any] = {}
@@ -159,22 +163,9 @@ class FlightEngine(Engine):
 
     def begin(self) -> None:
         """Fill devices and guest addresses, then open the entry."""
-        roles = self.obj.types.enum("nt_role")
-        found: Dict[Tuple[int, int], List[int]] = {}
         vlans = dict(self._topology.vlan_ids)
-        for role, devices in (
-            ("VNET", self._topology.vm),
-            ("PORT", self._topology.entry_ports),
-            ("UPLINK", self._topology.uplinks),
-            ("HOST", self._topology.host_ports),
-            ("PASS", self._topology.pass_through),
-        ):
-            for device in devices:
-                entry = found.setdefault((device.netns_inum, device.ifindex), [0, _ANY_VLAN])
-                entry[0] |= roles["NT_ROLE_" + role]
-                entry[1] = vlans.get(device.ifindex, _ANY_VLAN)
-        for key, (role_bits, vlan) in found.items():
-            self.obj.map("devices").update(key, (role_bits, vlan, 0))
+        for key, role_bits in self._roles.items():
+            self.obj.map("devices").update(key, (role_bits, vlans.get(key[1], _ANY_VLAN), 0))
         macs = self.obj.map("macs")
         # A guest that invents addresses fills the table of a switch, and must not fill ours.
         for device, seed in self._seeds[: macs.entries]:
@@ -186,7 +177,7 @@ class FlightEngine(Engine):
             stages.from_symbol(row.point) for row in self.obj.report if row.attach is not None
         }
         packet_filter.fill(self.obj, self._options.filter)
-        self.obj.configure(enabled=1, entry_open=1)
+        self.obj.configure(enabled=1, entry_open=1, device_bits=self._device_bits())
 
     def channel(self) -> Optional[Any]:
         """The packets of the detail build."""
@@ -339,6 +330,37 @@ class FlightEngine(Engine):
             epoch=self._epoch,
         )
         packet_filter.prepare(self.obj, options.filter)
+        self._make_room()
+
+    def _find_roles(self) -> Dict[Tuple[int, int], int]:
+        """Bits of ``enum nt_role`` by namespace and index of each device that has any."""
+        roles = self.obj.types.enum("nt_role")
+        found: Dict[Tuple[int, int], int] = {}
+        for role, devices in (
+            ("VNET", self._topology.vm),
+            ("PORT", self._topology.entry_ports),
+            ("UPLINK", self._topology.uplinks),
+            ("HOST", self._topology.host_ports),
+            ("PASS", self._topology.pass_through),
+        ):
+            for device in devices:
+                key = device.netns_inum, device.ifindex
+                found[key] = found.get(key, 0) | roles["NT_ROLE_" + role]
+        return found
+
+    def _make_room(self) -> None:
+        """Maps for as many devices as there are; those of a few have their default size."""
+        self.obj.resize("devices", max(1, len(self._roles)))
+        self.obj.resize("pairs", max(_PAIRS, len(self._roles) * _PAIRS_OF_DEVICE))
+        self.obj.resize("macs", max(_MACS, len(self._topology.vm) * _MACS_OF_VM))
+
+    def _device_bits(self) -> bytes:
+        """The bits of devices: a program looks no device up whose bit is 0."""
+        count = self.obj.types.enum("nt_flight_size")["NT_DEVICE_BITS"]
+        bits = bytearray(count // 8)
+        for _, ifindex in self._roles:
+            bits[ifindex % count // 8] |= 1 << ifindex % 8
+        return bytes(bits)
 
     def _all_devices(self) -> Iterable[Device]:
         topology = self._topology
