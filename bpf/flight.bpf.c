@@ -49,6 +49,11 @@ static __always_inline int nt_is_end(const struct nt_flight_cfg *cfg, const stru
 	return !(cfg->flags & NT_FLIGHT_ONLY_UPLINK) || (role & NT_ROLE_UPLINK);
 }
 
+static __always_inline void nt_arrived(const struct nt_flight_cfg *cfg, struct nt_flight *f,
+				       __u64 head)
+{
+}
+
 static __always_inline void nt_learn(const struct nt_pkt *p, __u32 vm_ifindex)
 {
 	struct nt_mac_key key = {};
@@ -173,7 +178,7 @@ static __always_inline int nt_may_enter(const struct nt_flight_cfg *cfg,
 }
 
 /* Packets enter at dev.rx, or at dev.queue when the host itself sends them. */
-static __always_inline void nt_meet(const struct nt_flight_cfg *cfg, __u64 head,
+static __always_inline void nt_meet(void *ctx, const struct nt_flight_cfg *cfg, __u64 head,
 				    struct sk_buff *skb, struct net_device *dev, const __u8 stage,
 				    __u32 ifindex, const int direct)
 {

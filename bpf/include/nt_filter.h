@@ -190,10 +190,9 @@ static __always_inline __u64 nt_address_family(const struct nt_pkt *p)
 
 /* One rule of single values. */
 static __always_inline enum nt_reject nt_match_constants(const struct nt_filter *f,
-							 const struct nt_pkt *p)
+							 const struct nt_pkt *p, int dirs)
 {
 	const __u32 used = f->used;
-	int dirs = used & NT_F_BIDIR ? NT_DIR_AS_ASKED | NT_DIR_SWAPPED : NT_DIR_AS_ASKED;
 
 	if ((used & NT_F_VLAN) && p->vlan_id != f->vlan_id)
 		return NT_REJECT_VLAN;
@@ -389,14 +388,29 @@ static __always_inline enum nt_reject nt_filter_match(const struct nt_filter *f,
 {
 	__u64 reject, other;
 
-	if (!f->rules)
-		return f->used ? nt_match_constants(f, p) + f->zero : NT_REJECT_NONE;
+	if (!f->rules) {
+		const int dirs = f->used & NT_F_BIDIR ? NT_DIR_AS_ASKED | NT_DIR_SWAPPED :
+							NT_DIR_AS_ASKED;
+
+		return f->used ? nt_match_constants(f, p, dirs) + f->zero : NT_REJECT_NONE;
+	}
 	reject = nt_match_sets(f, p, f->rules, 0);
 	if (!reject || !f->bidir)
 		return reject;
 	other = nt_match_sets(f, p, f->bidir, 1);
 	/* The last rule was refused where the direction that came further ended. */
 	return !other || other > reject ? other : reject;
+}
+
+/* The same in one direction only, whatever was asked: as asked, or what answers it. */
+static __always_inline enum nt_reject nt_filter_match_way(const struct nt_filter *f,
+							  const struct nt_pkt *p, int swapped)
+{
+	if (f->rules)
+		return nt_match_sets(f, p, f->rules, swapped);
+	if (!f->used)
+		return NT_REJECT_NONE;
+	return nt_match_constants(f, p, swapped ? NT_DIR_SWAPPED : NT_DIR_AS_ASKED) + f->zero;
 }
 
 /*

@@ -18,6 +18,10 @@
 #ifndef NT_DETAIL
 #define NT_DETAIL 0
 #endif
+/* Packets between two sides of the host instead of those of a VM. */
+#ifndef NT_PATH
+#define NT_PATH 0
+#endif
 
 #define NT_FLIGHTS (NT_DETAIL ? 16384 : 65536)
 #define NT_HOPS 24
@@ -25,6 +29,7 @@
 /* Sizes user space has to know too. */
 enum nt_flight_size {
 	NT_DEVICE_BITS = 1024,
+	NT_ECHO_ANY = 0x10000,
 };
 
 enum nt_stage {
@@ -54,6 +59,9 @@ enum nt_direction {
 	NT_DIRECTION_RX,
 	NT_DIRECTION_TX,
 	NT_DIRECTION_MAX,
+	/* Of a path. */
+	NT_DIRECTION_FORWARD = NT_DIRECTION_RX,
+	NT_DIRECTION_REPLY = NT_DIRECTION_TX,
 };
 
 /* What a device is to the VM interfaces; bits. */
@@ -63,6 +71,9 @@ enum nt_role {
 	NT_ROLE_HOST = 1 << 2,	 /* the host's own side of the switch: bridge, internal port */
 	NT_ROLE_PASS = 1 << 3,	 /* not an end: another device of this host sends the packet on */
 	NT_ROLE_UPLINK = 1 << 4, /* the wire side */
+	NT_ROLE_SIDE_A = 1 << 5, /* where packets of the forward direction come in */
+	NT_ROLE_SIDE_B = 1 << 6, /* where they leave */
+	NT_ROLE_STACK = 1 << 7,	 /* the host's own side of the switch: what it sends comes in */
 };
 
 enum nt_flight_flag {
@@ -70,6 +81,7 @@ enum nt_flight_flag {
 	NT_FLIGHT_UNTIL_TAP = 1 << 1,	/* to the VM: end at the tap, not in guest memory */
 	NT_FLIGHT_ONLY_UPLINK = 1 << 2, /* from the VM: only an uplink is an end */
 	NT_FLIGHT_EXPLAIN = 1 << 3,	/* count rejections */
+	NT_FLIGHT_ECHO = 1 << 4,	/* requests forward, their replies back; nothing else */
 };
 
 /* How flights ended, as far as the kernel side knows; the sweeper adds the others. */
@@ -89,6 +101,9 @@ enum nt_explain {
 	NT_EXPLAIN_MULTICAST,
 	NT_EXPLAIN_MAC, /* not addressed to the VM */
 	NT_EXPLAIN_PORT_VLAN,
+	NT_EXPLAIN_ECHO,     /* no echo, or another identifier */
+	NT_EXPLAIN_UNPAIRED,  /* an echo whose stage before was not seen */
+	NT_EXPLAIN_DUPLICATE, /* an echo that was at this stage before */
 	NT_EXPLAIN_FILTER, /* + enum nt_reject */
 	NT_EXPLAIN_MAX = NT_EXPLAIN_FILTER + NT_REJECT_MAX,
 };
@@ -123,6 +138,10 @@ struct nt_flight {
 	__u8 last_stage;
 	__u8 end;	/* enum nt_end, 0 while under way */
 	__u32 hop_count; /* also of hops that found no place */
+#if NT_PATH
+	__u64 request_ns;    /* of an echo reply: when its request came in */
+	struct nt_tuple out; /* as it left: translated, maybe */
+#endif
 #if NT_DETAIL
 	struct nt_hop hops[NT_HOPS];
 #endif
@@ -153,6 +172,22 @@ struct nt_mac_key {
 	__u16 loose;
 };
 
+/* An echo under way; key: what its reply looks like, at both ends of a translation. */
+struct nt_echo_key {
+	struct nt_tuple reply; /* without type and code */
+	__u64 seq;
+};
+
+/* When its stages were reached, 0: not yet. */
+struct nt_echo {
+	__u64 request_ns; /* 0: it was only seen when it left */
+	__u64 left_ns;
+	__u64 replied_ns;
+	__u64 head;	    /* of what came in last */
+	__u32 rx_ifindex; /* where that was */
+	__u32 reserved;
+};
+
 struct nt_flight_cfg {
 	struct nt_filter filter;
 	struct nt_guard guard;
@@ -161,8 +196,9 @@ struct nt_flight_cfg {
 	__u32 entry_open; /* new packets are taken */
 	__u32 directions; /* bit per direction */
 	__u32 flags;
+	__u64 echo_ns; /* longest time between the stages of an echo */
 	__u32 epoch;
-	__u32 reserved;
+	__u32 echo_id; /* NT_ECHO_ANY: all */
 	/* By interface index, modulo their count: a device whose bit is 0 is not in `devices`. */
 	__u8 device_bits[NT_DEVICE_BITS / 8];
 };
@@ -194,15 +230,9 @@ NT_MAP(nt_cfg, ARRAY, 1, __u32, struct nt_flight_cfg);
 NT_MAP(flights, HASH, NT_FLIGHTS, __u64, struct nt_flight);
 /* Flights whose buffer went to another packet, until user space fetches them; key: start. */
 NT_MAP(graves, HASH, 4096, __u64, struct nt_flight);
-/* Flights in user space with an upcall whose buffer was freed and went to another packet. */
-NT_MAP(parked, HASH, 4096, __u64, struct nt_flight);
-NT_MAP(aliases, LRU_HASH, 16384, __u64, __u64);
-NT_MAP(pairs, PERCPU_HASH, 256, struct nt_pair_key, struct nt_hist);
 NT_MAP(ends, PERCPU_ARRAY, NT_DIRECTION_MAX *NT_END_MAX, __u32, __u64);
 NT_MAP(rejects, PERCPU_ARRAY, NT_EXPLAIN_MAX, __u32, __u64);
 NT_MAP(devices, HASH, 1024, struct nt_device_key, struct nt_device);
-NT_MAP(macs, HASH, 128, struct nt_mac_key, __u32);
-NT_MAP(kicks, LRU_HASH, 4096, __u32, __u64);
 /* Too large for the stack. Entry stages run with softirqs off: one at a time per CPU. */
 NT_MAP(blank, PERCPU_ARRAY, 1, __u32, struct nt_flight);
 /*
@@ -210,7 +240,18 @@ NT_MAP(blank, PERCPU_ARRAY, 1, __u32, struct nt_flight);
  * (50,000 steps less). Slot 0 belongs to the entry stages, slot 1 to ovs.back.
  */
 NT_MAP(parsed, PERCPU_ARRAY, 2, __u32, struct nt_pkt);
+#if NT_PATH
+NT_MAP(echoes, HASH, 16384, struct nt_echo_key, struct nt_echo);
+NT_MAP(echo_key, PERCPU_ARRAY, 1, __u32, struct nt_echo_key); /* no room on the stack */
+#else
+/* Flights in user space with an upcall whose buffer was freed and went to another packet. */
+NT_MAP(parked, HASH, 4096, __u64, struct nt_flight);
+NT_MAP(aliases, LRU_HASH, 16384, __u64, __u64);
+NT_MAP(pairs, PERCPU_HASH, 256, struct nt_pair_key, struct nt_hist);
 NT_MAP(blank_hist, ARRAY, 1, __u32, struct nt_hist);
+NT_MAP(macs, HASH, 128, struct nt_mac_key, __u32);
+NT_MAP(kicks, LRU_HASH, 4096, __u32, __u64);
+#endif
 #if NT_DETAIL
 NT_CHANNEL(events, struct nt_flight, 8 << 20);
 #endif

@@ -21,7 +21,7 @@
 #include "nt_identity.h"
 
 /* A packet nobody follows is at this stage, a constant: to be followed from now on, or not. */
-static __always_inline void nt_meet(const struct nt_flight_cfg *cfg, __u64 head,
+static __always_inline void nt_meet(void *ctx, const struct nt_flight_cfg *cfg, __u64 head,
 				    struct sk_buff *skb, struct net_device *dev, const __u8 stage,
 				    __u32 ifindex, const int direct);
 
@@ -29,6 +29,10 @@ static __always_inline void nt_meet(const struct nt_flight_cfg *cfg, __u64 head,
 static __always_inline int nt_is_end(const struct nt_flight_cfg *cfg, const struct nt_flight *f,
 				     struct net_device *dev, const __u8 stage, __u32 ifindex,
 				     const int direct);
+
+/* It ended there. */
+static __always_inline void nt_arrived(const struct nt_flight_cfg *cfg, struct nt_flight *f,
+				       __u64 head);
 
 /* The configuration while the run is on; else 0. */
 static __always_inline const struct nt_flight_cfg *nt_on(void)
@@ -70,6 +74,19 @@ static __always_inline void nt_count_end(const struct nt_flight *f, __u32 end)
 	nt_count(&ends, (f->direction & 1) * NT_END_MAX + end);
 }
 
+#if NT_PATH
+/* User space makes all histograms of what it is told of each packet. */
+static __always_inline void nt_pair(const struct nt_flight_cfg *cfg, const struct nt_flight *f,
+				    __u8 from, __u8 to, __u32 ifindex, __u64 ns)
+{
+}
+
+/* Buffers that change are the engine's business. */
+static __always_inline int nt_park(struct nt_flight *f, __u64 key)
+{
+	return 0;
+}
+#else
 static __always_inline void nt_pair(const struct nt_flight_cfg *cfg, const struct nt_flight *f,
 				    __u8 from, __u8 to, __u32 ifindex, __u64 ns)
 {
@@ -92,6 +109,14 @@ static __always_inline void nt_pair(const struct nt_flight_cfg *cfg, const struc
 	else
 		nt_lost(NT_LOSS_HIST_FULL);
 }
+
+/* A flight that waits for its upcall goes on without a buffer. */
+static __always_inline int nt_park(struct nt_flight *f, __u64 key)
+{
+	return f->last_stage == NT_STAGE_OVS_UPQ &&
+	       !bpf_map_update_elem(&parked, &key, f, BPF_NOEXIST);
+}
+#endif
 
 /* What is known of a device, 0 if it is none of ours: for most, one bit says so. */
 static __always_inline struct nt_device *nt_device(const struct nt_flight_cfg *cfg,
@@ -137,7 +162,8 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 	e = NT_RESERVE(events);
 	if (!e)
 		return;
-	__builtin_memcpy(e, f, sizeof(*e));
+	/* In one piece: as loads and stores it would be 150 instructions of 4096. */
+	bpf_probe_read_kernel(e, sizeof(*e), f);
 	NT_SUBMIT(ctx, events, e);
 }
 #else
@@ -153,15 +179,14 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 #endif
 
 /*
- * The buffer carries another packet. A flight that waits for its upcall goes on without a buffer;
- * any other did not end where it could be seen: keep it for the sweeper, free its key.
+ * The buffer carries another packet. A flight that is not parked did not end where it could be
+ * seen: keep it for the sweeper, free its key.
  */
 static __always_inline void nt_evict(struct nt_flight *f, __u64 head)
 {
 	__u64 key = nt_key_of(&f->tuple, f->print.digest);
 
-	if (f->last_stage == NT_STAGE_OVS_UPQ &&
-	    !bpf_map_update_elem(&parked, &key, f, BPF_NOEXIST)) {
+	if (nt_park(f, key)) {
 		bpf_map_delete_elem(&flights, &head);
 		return;
 	}
@@ -193,6 +218,7 @@ static __always_inline void nt_advance(void *ctx, const struct nt_flight_cfg *cf
 		f->direction == NT_DIRECTION_RX ? ifindex : f->entry_ifindex, now - f->start_ns);
 	nt_count_end(f, NT_END_COMPLETED);
 	f->end = NT_END_COMPLETED;
+	nt_arrived(cfg, f, head);
 	nt_emit(ctx, cfg, f);
 	bpf_map_delete_elem(&flights, &head);
 }
@@ -303,7 +329,7 @@ static __always_inline int nt_reach_or_meet(void *ctx, struct sk_buff *skb, stru
 	f = bpf_map_lookup_elem(&flights, &head);
 	ifindex = NT_GET(dev, ifindex);
 	if (!f || !nt_follow(ctx, cfg, f, head, skb, dev, stage, ifindex, direct))
-		nt_meet(cfg, head, skb, dev, stage, ifindex, direct);
+		nt_meet(ctx, cfg, head, skb, dev, stage, ifindex, direct);
 	return 0;
 }
 

@@ -121,6 +121,40 @@ static __always_inline void nt_print_take(const void *head, const struct nt_pkt 
 }
 
 /*
+ * Reads addresses, ports and the identifier of an echo again, where the fingerprint says that they
+ * are: NAT rewrites them in place. Returns 0, or -1 when memory could not be read.
+ */
+static __always_inline int nt_tuple_again(const void *head, const struct nt_print *print,
+					  struct nt_tuple *t)
+{
+	const __u8 protocol = t->protocol;
+	__u8 v4[8];
+	__be16 id;
+	__be16 ports[2];
+
+	if (t->family == 4) {
+		if (bpf_probe_read_kernel(v4, sizeof(v4), head + print->l3_off + 12))
+			return -1;
+		__builtin_memcpy(t->src, v4, 4);
+		__builtin_memcpy(t->dst, v4 + 4, 4);
+	} else if (t->family == 6) {
+		if (bpf_probe_read_kernel(t->src, 32, head + print->l3_off + 8))
+			return -1;
+	}
+	if (protocol == NT_IP_ICMP || protocol == NT_IP_ICMPV6) {
+		if (bpf_probe_read_kernel(&id, sizeof(id), head + print->off + 4))
+			return -1;
+		t->dst_port = bpf_ntohs(id);
+	} else if (t->src_port || t->dst_port) {
+		if (bpf_probe_read_kernel(ports, sizeof(ports), head + print->off - 4))
+			return -1;
+		t->src_port = bpf_ntohs(ports[0]);
+		t->dst_port = bpf_ntohs(ports[1]);
+	}
+	return 0;
+}
+
+/*
  * Key of a packet that changes its buffer but not its addresses, as over an upcall: its flow and
  * its fingerprint. Never 0.
  */

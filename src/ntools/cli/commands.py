@@ -60,6 +60,16 @@ _ROWS = (
         replay=("histogram",),
     ),
     Command(
+        name="icmp-path",
+        family="path",
+        question="Is a ping lost inside this host, and which half of it, or outside?",
+        objects=("path",),
+        overhead={"echoes": "low"},
+        needed=("dev_rx", "dev_xmit"),
+        wanted=("dev_bklg", "free_drop"),
+        replay=("verbose",),
+    ),
+    Command(
         name="drop",
         family="drop",
         question="Who drops packets, why and where?",

@@ -20,12 +20,13 @@ from typing import (
     Tuple,
 )
 
-from ntools._loader import BpfObject, MapView
+from ntools._loader import BpfObject
 from ntools.engine import filter as packet_filter
 from ntools.engine.flight_record import FlightReader
 from ntools.engine.lookups import Lookups
 from ntools.engine.run import Engine
-from ntools.engine.words import by_number, explain_names, peer_kinds
+from ntools.engine.under_way import UnderWay
+from ntools.engine.words import by_number, device_bits, explain_names, peer_kinds
 from ntools.errors import UsageProblem
 from ntools.host.devices import Device
 from ntools.host.guests import MacSeed
@@ -129,7 +130,8 @@ class FlightEngine(Engine):
         self._names = {device.ifindex: device.name for device in self._all_devices()}
         self._kinds = peer_kinds(topology)
         self._read = FlightReader(obj, self.lookups, self._names, self._kinds)
-        self._at, self._codec = self._read.at, self._read.codec
+        self._at = self._read.at
+        self._under_way = UnderWay(obj, self._read, ("flights", "parked"))
         self._roles = self._find_roles()
         self._seen: Set[str] = set()
         self._macs_refused = 0
@@ -177,7 +179,8 @@ class FlightEngine(Engine):
             stages.from_symbol(row.point) for row in self.obj.report if row.attach is not None
         }
         packet_filter.fill(self.obj, self._options.filter)
-        self.obj.configure(enabled=1, entry_open=1, device_bits=self._device_bits())
+        bits = device_bits(self.obj, (ifindex for _, ifindex in self._roles))
+        self.obj.configure(enabled=1, entry_open=1, device_bits=bits)
 
     def channel(self) -> Optional[Any]:
         """The packets of the detail build."""
@@ -197,17 +200,8 @@ class FlightEngine(Engine):
     def sweep(self, writer: "Writer") -> None:
         """Pronounce on flights that no longer move, and fetch those the kernel ended."""
         self._fetch_graves(writer)
-        limit = self.now_ns - int(self._options.timeout_s * 1e9)
-        last = self._at["last_ns"]
-        for flights in self._under_way():
-            for key, value in list(flights.items_bytes()):
-                if self._codec.unpack(value)[last] >= limit:
-                    continue
-                record = flights.lookup(key)
-                # Gone: it completed meanwhile. Moved: it is alive after all.
-                if record is None or record[last] >= limit or not flights.delete(key):
-                    continue
-                self._pronounce(record, self._verdict(record), writer)
+        for record in self._under_way.overdue(self.now_ns - int(self._options.timeout_s * 1e9)):
+            self._pronounce(record, self._verdict(record), writer)
 
     def report(self, writer: "Writer", last: bool) -> None:
         """Histograms and ends: of the interval, or of the whole run at its end."""
@@ -223,9 +217,7 @@ class FlightEngine(Engine):
         """Close the entry, and give packets under way the chance to end."""
         self.obj.configure(entry_open=0)
         deadline = time.monotonic() + min(self._options.timeout_s, 0.25)
-        while time.monotonic() < deadline and any(
-            True for flights in self._under_way() for _ in flights.items_bytes()
-        ):
+        while time.monotonic() < deadline and self._under_way.any():
             time.sleep(0.01)
         self.obj.configure(enabled=0)
         time.sleep(0.01)  # a program that began before that has ended by now
@@ -233,9 +225,8 @@ class FlightEngine(Engine):
     def finish(self, writer: "Writer") -> None:
         """Take what is still under way as open."""
         self.sweep(writer)
-        for flights in self._under_way():
-            for _, value in list(flights.items_bytes()):
-                self._pronounce(self._codec.unpack(value), "open", writer)
+        for record in self._under_way.all():
+            self._pronounce(record, "open", writer)
 
     def losses(self) -> Dict[str, int]:
         """Loss by cause, with the addresses of guests that found no room at the start."""
@@ -303,10 +294,8 @@ class FlightEngine(Engine):
     def resume(self, writer: "Writer") -> None:
         """What was under way when the programs fell asleep went on unseen."""
         self._fetch_graves(writer)
-        for flights in self._under_way():
-            for key, value in list(flights.items_bytes()):
-                if flights.delete(key):
-                    self._pronounce(self._codec.unpack(value), "lost_track", writer)
+        for record in self._under_way.given_up():
+            self._pronounce(record, "lost_track", writer)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -354,14 +343,6 @@ class FlightEngine(Engine):
         self.obj.resize("pairs", max(_PAIRS, len(self._roles) * _PAIRS_OF_DEVICE))
         self.obj.resize("macs", max(_MACS, len(self._topology.vm) * _MACS_OF_VM))
 
-    def _device_bits(self) -> bytes:
-        """The bits of devices: a program looks no device up whose bit is 0."""
-        count = self.obj.types.enum("nt_flight_size")["NT_DEVICE_BITS"]
-        bits = bytearray(count // 8)
-        for _, ifindex in self._roles:
-            bits[ifindex % count // 8] |= 1 << ifindex % 8
-        return bytes(bits)
-
     def _all_devices(self) -> Iterable[Device]:
         topology = self._topology
         for devices in (
@@ -370,17 +351,10 @@ class FlightEngine(Engine):
         ):  # fmt: skip
             yield from devices
 
-    def _under_way(self) -> Sequence[MapView]:
-        """The maps that hold packets which have not ended."""
-        return self.obj.map("flights"), self.obj.map("parked")
-
     def _fetch_graves(self, writer: "Writer") -> None:
-        graves = self.obj.map("graves")
-        for key, value in list(graves.items_bytes()):
-            record = self._codec.unpack(value)
+        for record in self._under_way.graves():
             end = self._kernel_ends.get(record[self._at["end"]], "")
             end = end if end in stages.ENDS else "stale"  # what it stands for is not known
-            graves.delete(key)
             self._describe(record, end, writer)
 
     def _verdict(self, record: Tuple[Any, ...]) -> str:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Numbers of the flight engine's kernel side as the words of its records."""
 
-from typing import Any, Dict
+from typing import Any, Dict, Iterable
 
 from ntools.host.uplink import Topology
 from ntools.model import stages
 
-__all__ = ["by_number", "explain_names", "peer_kinds"]
+__all__ = ["by_number", "device_bits", "explain_names", "peer_kinds"]
 
 
 def peer_kinds(topology: Topology) -> Dict[int, str]:
@@ -48,3 +48,12 @@ def explain_names(obj: Any) -> Dict[int, str]:
     for number, name in by_number(obj, "nt_reject", "NT_REJECT_").items():
         names[base + number] = "filter_" + name
     return names
+
+
+def device_bits(obj: Any, ifindexes: Iterable[int]) -> bytes:
+    """The bits of devices: a program looks no device up whose bit is 0."""
+    count = obj.types.enum("nt_flight_size")["NT_DEVICE_BITS"]
+    bits = bytearray(count // 8)
+    for ifindex in ifindexes:
+        bits[ifindex % count // 8] |= 1 << ifindex % 8
+    return bytes(bits)

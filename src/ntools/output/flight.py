@@ -15,11 +15,12 @@ from .text import (
     mean_us,
     number,
     percentile_us,
+    rejection_lines,
     table,
     us,
 )
 
-__all__ = ["direction_block", "packet_lines", "summary_lines"]
+__all__ = ["direction_block", "evidence_text", "packet_lines", "summary_lines"]
 
 _TITLES = {"rx": "rx: from the VM", "tx": "tx: to the VM"}
 _PAIRS = (
@@ -86,7 +87,7 @@ def packet_lines(rec: Mapping[str, Any]) -> List[str]:
         lines.append("    not seen at {}".format(rec["next_stage"]))
     evidence = rec.get("evidence")
     if evidence:
-        lines.append("    freed: " + _evidence_text(evidence))
+        lines.append("    freed: " + evidence_text(evidence))
     return lines
 
 
@@ -101,11 +102,7 @@ def summary_lines(rec: Mapping[str, Any]) -> List[str]:
             _ends_text(invariant),
         ),
     ]
-    explain = rec.get("explain")
-    if explain:
-        lines.append("not followed, by filter step:")
-        lines += ["  {:<18} {}".format(name, number(count)) for name, count in explain.items()]
-    return lines
+    return lines + rejection_lines(rec)
 
 
 def _ends_text(ends: Mapping[str, Any]) -> str:
@@ -168,14 +165,15 @@ def _verdicts(groups: Sequence[Mapping[str, Any]]) -> List[str]:
         if group.get("next_stage"):
             text += ", not at {}".format(group["next_stage"])
         if group.get("reason") or group.get("caller"):
-            text += "; freed: " + _evidence_text(group)
+            text += "; freed: " + evidence_text(group)
         if group.get("example"):
             text += "; e.g. " + flow_text(group["example"])
         lines += hint_lines("  !", text)
     return lines
 
 
-def _evidence_text(evidence: Mapping[str, Any]) -> str:
+def evidence_text(evidence: Mapping[str, Any]) -> str:
+    """Reason and function of a free event."""
     parts: List[str] = []
     if evidence.get("reason"):
         derived = "~" if evidence.get("reason_derived") else ""

@@ -38,6 +38,7 @@ __all__ = [
     "mean_us",
     "number",
     "percentile_us",
+    "rejection_lines",
     "share",
     "table",
     "us",
@@ -325,3 +326,12 @@ def _octaves(hist: Histogram) -> List[Any]:
     if hist.over:
         rows.append(("over", us(high_end, 3), hist.over))
     return rows
+
+
+def rejection_lines(rec: Mapping[str, Any]) -> List[str]:
+    """What was not followed, by step of the filter: ``--explain``."""
+    explain = rec.get("explain")
+    if not explain:
+        return []
+    lines = ["not followed, by filter step:"]
+    return lines + ["  {:<18} {}".format(name, number(count)) for name, count in explain.items()]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""ntools-icmp-path: which of four stages an echo did not reach, whoever dropped it, and when."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Tuple
+
+from lab.echo import echoes, stats, watch
+from lab.expect import all_of, at_least, at_most, equal
+from lab.latency import check_records
+from lab.scenario import scenario
+from lab.topo import E_IP, E_IP6, VM_IP, VM_IP6, Topo, bridge_topo, ovs_topo
+
+_ORDER = ("req_rx", "req_tx", "rep_rx", "rep_tx")
+
+
+def _complete(topo: Topo, rx: str = "phy0", tx: str = "vnet0", dst: str = VM_IP) -> Any:
+    """23 pings from E to the machine: each seen at all four stages, in order, in ping's time."""
+    src = E_IP6 if ":" in dst else E_IP
+    with watch(topo, src, dst, rx, tx) as tool:
+        pinged = topo.ping(23, 0.05, dst=dst)
+        result = tool.stop()
+    equal(pinged.received, 23, "answers")
+    stats(result, complete=23)
+    check_records(result)
+    found = echoes(result, "complete")
+    equal(sorted(rec["icmp_seq"] for rec in found), list(range(1, 24)), "sequence numbers")
+    all_of(found, "echo", src_ip=src, dst_ip=dst)
+    for rec in found:
+        times = [rec["stages"][name]["ts_ns"] for name in _ORDER]
+        equal(times, sorted(times), "order of stages", rec)
+        parts = [rec[f"{name}_ns"] for name in ("req_internal", "external", "rep_internal")]
+        equal(sum(parts), rec["total_ns"], "sum of the parts", rec)
+        at_most(rec["total_ns"] / 1e6, pinged.max_ms, "total, ms", rec)
+    return found
+
+
+def _devices(found: Any) -> Tuple[str, ...]:
+    """The devices of all echoes, by stage; the same for each."""
+    rows = {tuple(rec["stages"][name]["interface"] for name in _ORDER) for rec in found}
+    equal(len(rows), 1, "ways", rows)
+    return rows.pop()
+
+
+@scenario(requires=("tun", "bridge"))
+def complete_over_a_bridge(lab: Any) -> None:
+    with bridge_topo(static_neigh=True) as topo:
+        found = _complete(topo)
+    equal(_devices(found), ("phy0", "vnet0", "vnet0", "phy0"), "devices")
+    equal(any(rec.get("nat") for rec in found), False, "translated")
+
+
+@scenario(requires=("tun", "ovs"))
+def complete_over_ovs(lab: Any) -> None:
+    """The first request of a flow leaves in a new buffer: it was in user space."""
+    with ovs_topo(static_neigh=True) as topo:
+        topo.ovs_del_flows()
+        _complete(topo)
+
+
+@scenario(requires=("tun", "bridge", "ipv6"))
+def complete_ipv6(lab: Any) -> None:
+    with bridge_topo(static_neigh=True, ipv6=True) as topo:
+        _complete(topo, dst=VM_IP6)
+
+
+@scenario(requires=("tun", "bridge", "bond", "vlan"))
+def bond_and_vlan_device(lab: Any) -> None:
+    """Named is the VLAN device on the bond; packets are seen at the slave."""
+    with bridge_topo(static_neigh=True, bond=True, uplink_vlan=100) as topo:
+        found = _complete(topo, rx=topo.uplink)
+    equal(_devices(found), ("phy0", "vnet0", "vnet0", "phy0"), "devices")
+
+
+def _dropped(lab: Any, kind: str, status: str) -> None:
+    with bridge_topo(static_neigh=True) as topo:
+        rule = topo.nft_drop_every(5, "bridge-forward", f"icmp type {kind}")
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0") as tool:
+            pinged = topo.ping(23, 0.05, wait_s=1)
+            time.sleep(1.5)
+            result = tool.stop()
+        equal((rule.counter(), pinged.received), (4, 19), "dropped by the rule, answers")
+    stats(result, complete=19, **{status: 4})
+    check_records(result)
+    for rec in echoes(result, status):
+        evidence = rec["evidence"]
+        equal(evidence["reason"], "netfilter_drop", "reason", rec)
+        equal(evidence["caller"], "nf_hook_slow" if lab.kernel < (6, 1) else "nft_do_chain", "by")
+        last = max(stage["ts_ns"] for stage in rec["stages"].values())
+        at_least(evidence["ts_ns"], last, "time of the drop", rec)
+
+
+@scenario(requires=("tun", "bridge", "nft", "nft_bridge"))
+def requests_dropped_inside(lab: Any) -> None:
+    _dropped(lab, "echo-request", "internal_drop_req")
+
+
+@scenario(requires=("tun", "bridge", "nft", "nft_bridge"))
+def replies_dropped_inside(lab: Any) -> None:
+    _dropped(lab, "echo-reply", "internal_drop_rep")
+
+
+@scenario(requires=("tun", "bridge", "nft"))
+def dropped_outside(lab: Any) -> None:
+    """The machine pings; E throws every fifth request away."""
+    with bridge_topo(static_neigh=True) as topo:
+        rule = topo.nft_drop_every(5, "input", "icmp type echo-request", ns=topo.e)
+        with watch(topo, VM_IP, E_IP, "vnet0", "phy0") as tool:
+            topo.vm.ping(E_IP, 20, gap_us=50000)
+            time.sleep(1 + 1.5)
+            result = tool.stop()
+        equal((rule.seen(), rule.counter()), (20, 4), "requests and drops at E")
+    stats(result, complete=16, external_drop=4)
+    all_of(echoes(result, "external_drop"), "echo", evidence=None)
+
+
+@scenario(requires=("tun", "bridge", "netem"))
+def only_the_slow_part_is_slow(lab: Any) -> None:
+    """20 ms on the way out to E are in the reply inside this host, and nowhere else."""
+    with bridge_topo(static_neigh=True) as topo:
+        topo.netem("phy0", 20)
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0") as tool:
+            topo.ping(10, 0.1)
+            result = tool.stop()
+    stats(result, complete=10)
+    hists = {rec["labels"]["part"]: rec for rec in result.of_type("hist") if rec["agg"] == "total"}
+    at_least(hists["rep_internal"]["min"], 20_000_000, "reply inside, ns")
+    for part in ("req_internal", "external"):
+        at_most(hists[part]["percentiles"]["50"][0], 10_000_000, f"{part}, ns")
+
+
+@scenario(requires=("tun", "bridge"))
+def sides_the_wrong_way_round(lab: Any) -> None:
+    with bridge_topo(static_neigh=True) as topo:
+        with watch(topo, E_IP, VM_IP, "vnet0", "phy0") as tool:
+            topo.ping(23, 0.05)
+            result = tool.stop()
+    stats(result, unpaired=23)
+
+
+@scenario(requires=("tun", "bridge"))
+def the_host_pings_itself(lab: Any) -> None:
+    """From the bridge device, whose other end is the host's own stack, to the machine."""
+    with bridge_topo(static_neigh=True) as topo:
+        with watch(topo, "10.9.0.254", VM_IP, "br0", "vnet0") as tool:
+            pinged = topo.ping(10, 0.05, ns=topo.h)
+            result = tool.stop()
+    equal(pinged.received, 10, "answers")
+    stats(result, complete=10)
+
+
+@scenario(requires=("tun", "bridge", "nft", "nft_bridge"))
+def the_end_of_the_run_is_no_verdict(lab: Any) -> None:
+    with bridge_topo(static_neigh=True) as topo:
+        topo.nft_drop_every(1, "bridge-forward", "icmp type echo-request")
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0", "--timeout-ms", "5000") as tool:
+            topo.ping(1, wait_s=0.2)
+            result = tool.stop()
+    stats(result, timeout=1)
+
+
+@scenario(requires=("tun", "bridge"))
+def one_ping_of_two(lab: Any) -> None:
+    """--icmp-id takes the echoes of one process."""
+    with bridge_topo(static_neigh=True) as topo:
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0") as tool:
+            topo.ping(3)
+            first = tool.stop()
+        one = first.of_type("echo")[0]["icmp_id"]
+        wrong = str((one + 7) % 65536)
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0", "--icmp-id", wrong) as tool:
+            topo.ping(3)
+            result = tool.stop()
+    stats(first, complete=3)
+    seen = {rec["icmp_id"] for rec in result.of_type("echo")}
+    equal(seen <= {int(wrong)}, True, "identifiers", seen)
