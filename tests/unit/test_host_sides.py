@@ -19,7 +19,8 @@ DEVICES = Devices(
     [
         device("eth0", 2, master=4), device("eth1", 3, master=4),
         device("bond0", 4, "bond", lower=(2, 3)),
-        device("bond0.50", 5, "vlan", lower=(4,), vlan_id=50), device("br0", 6, "bridge"), device("mgmt0", 7, "ovs-internal"), device("vnet0", 8, "tap"),
+        device("bond0.50", 5, "vlan", lower=(4,), vlan_id=50),
+        device("br0", 6, "bridge"), device("mgmt0", 7, "ovs-internal"), device("vnet0", 8, "tap"),
     ],
 )  # fmt: skip
 

@@ -95,6 +95,16 @@ RECORDS = [
         "events": True, "events_per_s": 1900.5, "bpf_pct": 0.02, "user_cpu_pct": 9.1,
         "lost_pct": 0.0, "ring_pct": 3.2, "memory_pct": 61.0}),
     ("governor", {"action": "gap", "cause": "heartbeat", "gap_ns": 12 * 10**9}),
+    ("echo", {"status": "internal_drop_rep", "family": "ipv4", "protocol": "icmp",
+        "src_ip": "192.0.2.1", "dst_ip": "192.0.2.2", "icmp_id": 77, "icmp_seq": 1,
+        "len_bytes": 84, "vlan_id": None, "req_internal_ns": 5, "external_ns": 7, "stages": {
+            "req_rx": {"ts_ns": 1, "interface": "eth2", "ifindex": 2},
+            "req_tx": {"ts_ns": 6, "interface": "vnet0", "ifindex": 9},
+            "rep_rx": {"ts_ns": 13, "interface": "vnet0", "ifindex": 9}},
+        "nat": {"src_ip": "198.51.100.1", "dst_ip": "192.0.2.2", "icmp_id": 5},
+        "evidence": {"kind": "drop", "ts_ns": 20, "caller": "nf_hook_slow"}}),
+    ("path_stats", {"agg": "total", "echoes": 1, "complete": 0, "internal_drop_req": 0,
+        "external_drop": 0, "internal_drop_rep": 1, "timeout": 0, "unpaired": 3, "duplicate": 0}),
     ("correction", {"ref_seq": 7, "direction": "rx", "was": "timed_out", "end": "completed",
         "last_stage": "vm.copied", "total_ns": 2000000000, **FLOW.fields()}),
 ]  # fmt: skip

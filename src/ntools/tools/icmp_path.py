@@ -24,9 +24,8 @@ def parser() -> argparse.ArgumentParser:
     )
     which = made.add_argument_group("the path")
     add = which.add_argument
-    add("--rx-iface", metavar="NAMES", required=True,
-        help="where the requests come in; several with commas")  # fmt: skip
-    add("--tx-iface", metavar="NAMES", required=True, help="where they leave")
+    add("--rx-iface", metavar="NAMES", help="where the requests come in; several with commas")
+    add("--tx-iface", metavar="NAMES", help="where they leave")
     add("--icmp-id", type=options.number(0, 65535), metavar="N",
         help="only the echoes of one ping process")  # fmt: skip
     add("--timeout-ms", type=options.timeout_ms, default=1000.0, metavar="MS",
@@ -43,25 +42,12 @@ def run(args: argparse.Namespace) -> int:
     from ntools.cli.commands import COMMANDS
     from ntools.engine.echo import EchoEngine, EchoOptions
     from ntools.engine.run import Limits
-    from ntools.errors import UsageProblem
-    from ntools.host.devices import Devices
-    from ntools.host.sides import Sides, locate
+    from ntools.host.sides import Sides
 
     command = COMMANDS["icmp-path"]
-    flt = session.learn_filter(args, lambda: filters.build(args))
-    for rule in flt.rules or (None,):
-        if rule is None or not rule.src_ip or not rule.dst_ip:
-            raise UsageProblem(
-                "name both ends of the ping: --src-ip of who sends the requests, and --dst-ip."
-            )
-        if rule.bidir:
-            raise UsageProblem("--bidir is not for a path: its replies are followed anyway.")
+    flt = session.learn_filter(args, lambda: _one_way(filters.build(args)))
     may_cost = safety.build(args, command.overhead["echoes"], "name --icmp-id")
-    sides = session.learn(
-        args, "sides",
-        lambda: locate(args.rx_iface, args.tx_iface, Devices.snapshot(args.netns)),
-        Sides.fields, Sides.from_fields,
-    )  # fmt: skip
+    sides = session.learn(args, "sides", lambda: _sides(args), Sides.fields, Sides.from_fields)
     with session.open_object(args, "path") as obj:
         obj.need(*command.needed)
         obj.want(*command.wanted)
@@ -85,6 +71,31 @@ def run(args: argparse.Namespace) -> int:
             {"args": args.argv, "filters": shown},
             may_cost,
         )
+
+
+def _one_way(flt: Any) -> Any:
+    """The filter, if it says who pings whom."""
+    from ntools.errors import UsageProblem
+
+    if not flt.rules or not all(rule.src_ip and rule.dst_ip for rule in flt.rules):
+        raise UsageProblem(
+            "name both ends of the ping: --src-ip of who sends the requests, and --dst-ip."
+        )
+    if any(rule.bidir for rule in flt.rules):
+        raise UsageProblem("--bidir is not for a path: replies are followed anyway.")
+    return flt
+
+
+def _sides(args: argparse.Namespace) -> Any:
+    from ntools.errors import UsageProblem
+    from ntools.host.devices import Devices
+    from ntools.host.sides import locate
+
+    if not args.rx_iface or not args.tx_iface:
+        raise UsageProblem(
+            "name both sides of this host: --rx-iface, where the requests come in, and --tx-iface."
+        )
+    return locate(args.rx_iface, args.tx_iface, Devices.snapshot(args.netns))
 
 
 class View:
