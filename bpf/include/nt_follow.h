@@ -162,8 +162,11 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 	e = NT_RESERVE(events);
 	if (!e)
 		return;
-	/* In one piece: as loads and stores it would be 150 instructions of 4096. */
-	bpf_probe_read_kernel(e, sizeof(*e), f);
+	/* Loads and stores are faster, but their 150 instructions have no room in all programs. */
+	if (NT_PATH)
+		bpf_probe_read_kernel(e, sizeof(*e), f);
+	else
+		__builtin_memcpy(e, f, sizeof(*e));
 	NT_SUBMIT(ctx, events, e);
 }
 #else
