@@ -22,7 +22,7 @@ from ntools.cli.commands import COMMANDS, Command
 pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
 #: Options that make a command look for a device, the first it has is used.
-DEVICE_OPTIONS = ("--vm-interface", "--interface", "--phy-interface")
+DEVICE_OPTIONS = ("--vm-interface", "--interface", "--phy-interface", "--rx-iface")
 EVERY = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda row: row.name)
 
 
@@ -33,7 +33,20 @@ def options(command: Command) -> dict[str, argparse.Action]:
 def plain(command: Command) -> list[str]:
     """The shortest command line that would run; `lo` stands for any device."""
     words = ["--duration", "0.2"]
-    return words + (["--vm-interface", "lo"] if "--vm-interface" in options(command) else [])
+    if "--vm-interface" in options(command):
+        words += ["--vm-interface", "lo"]
+    if "--rx-iface" in options(command):
+        words += ["--src-ip", "192.0.2.1", "--dst-ip", "192.0.2.2", "--rx-iface", "lo"]
+        words += ["--tx-iface", _another()]
+    return words
+
+
+def _another() -> str:
+    """A device that is not `lo`."""
+    found = sorted(set(os.listdir("/sys/class/net")) - {"lo"})
+    if not found:
+        pytest.skip("no device but lo")
+    return found[0]
 
 
 @functools.lru_cache(maxsize=None)
@@ -116,7 +129,7 @@ def test_not_root(command, held, missing):
 @EVERY
 def test_unknown_device(command):
     option = next(name for name in DEVICE_OPTIONS if name in options(command))
-    line = refused(command, 2, option, "ntnosuch0")
+    line = refused(command, 2, *plain(command), option, "ntnosuch0")
     assert "'ntnosuch0'" in line and "not found" in line
 
 

@@ -102,6 +102,9 @@ def test_verdict_is_what_starting_the_command_gives(command):
         words = ["--format", "json", "--duration", "0.3"]
         if command.name.startswith("vm-"):
             words += ["--vm-interface", "ntu0", "--netns", ns.path]
+        if command.name.endswith("-path"):
+            words += ["--src-ip", "192.0.2.1", "--dst-ip", "192.0.2.2", "--netns", ns.path]
+            words += ["--rx-iface", "ntu0", "--tx-iface", "ntu1"]
         done = run(*words, module=command.module)
     if verdict["verdict"] == "no":
         assert done.returncode == 3
