@@ -99,18 +99,30 @@ static __always_inline void nt_arrived(const struct nt_flight_cfg *cfg, struct n
 		nt_lost(NT_LOSS_READ_FAILED);
 	if (!(cfg->flags & NT_FLIGHT_ECHO))
 		return;
-	key = nt_echo_key(&f->out, f->seq, request);
+	key = request ? nt_echo_key(&f->out, f->seq, 1) : 0;
 	if (!key)
 		return;
-	if (!request) {
-		bpf_map_delete_elem(&echoes, key);
-		return;
-	}
 	echo = bpf_map_lookup_elem(&echoes, key);
 	if (echo && echo->request_ns == f->start_ns)
 		echo->left_ns = f->last_ns;
 	else
 		nt_echo_put(key, f->start_ns, f->last_ns, 0, 0);
+}
+
+/*
+ * A reply has left, and user space hears of it: nothing is to be known of its echo any more. What
+ * it does not hear of stays, so that it can tell a record that was lost from a reply that never
+ * came.
+ */
+static __always_inline void nt_told(const struct nt_flight_cfg *cfg, const struct nt_flight *f)
+{
+	struct nt_echo_key *key;
+
+	if (!(cfg->flags & NT_FLIGHT_ECHO) || f->direction == NT_DIRECTION_FORWARD)
+		return;
+	key = nt_echo_key(&f->out, f->seq, 0);
+	if (key)
+		bpf_map_delete_elem(&echoes, key);
 }
 
 /* It came in as one buffer and left as another, known by what it says. */
@@ -215,8 +227,6 @@ static __always_inline void nt_meet_echo(void *ctx, const struct nt_flight_cfg *
 	} else if (echo) {
 		nt_left_unfollowed(ctx, cfg, echo, f, request ? 0 : echo->request_ns,
 				   request ? echo->request_ns : echo->replied_ns);
-		if (!request)
-			bpf_map_delete_elem(&echoes, key);
 	}
 }
 

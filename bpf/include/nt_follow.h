@@ -30,9 +30,10 @@ static __always_inline int nt_is_end(const struct nt_flight_cfg *cfg, const stru
 				     struct net_device *dev, const __u8 stage, __u32 ifindex,
 				     const int direct);
 
-/* It ended there. */
+/* It ended there; then user space may have been told of it. */
 static __always_inline void nt_arrived(const struct nt_flight_cfg *cfg, struct nt_flight *f,
 				       __u64 head);
+static __always_inline void nt_told(const struct nt_flight_cfg *cfg, const struct nt_flight *f);
 
 /* The configuration while the run is on; else 0. */
 static __always_inline const struct nt_flight_cfg *nt_on(void)
@@ -162,6 +163,7 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 	e = NT_RESERVE(events);
 	if (!e)
 		return;
+	nt_told(cfg, f);
 	/* Loads and stores are faster, but their 150 instructions have no room in all programs. */
 	if (NT_PATH)
 		bpf_probe_read_kernel(e, sizeof(*e), f);

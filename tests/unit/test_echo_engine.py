@@ -12,10 +12,11 @@ import pytest
 import ntools
 from ntools._loader.btf import Types
 from ntools._loader.elf import sections
-from ntools.engine.echo import EchoEngine, EchoOptions
+from ntools.engine.echo import STATUSES, EchoEngine, EchoOptions
 from ntools.host.devices import Device
 from ntools.host.sides import Sides
 from ntools.model.filter import PacketFilter
+from ntools.output.echo import stats_lines
 from ntools.output.jsonl import Writer
 
 OBJECT = Path(ntools.__file__).parent / "bpf" / "path.x86.bpf.o"
@@ -241,3 +242,10 @@ def test_translated_request():
     bench.take(bench.flight(start=15, last=17, reply=True, request=10))
     (echo,), _ = bench.end()
     assert echo["nat"] == {"src_ip": "192.0.2.1", "dst_ip": "10.0.0.2", "icmp_id": 99}
+
+
+def test_text_fits_a_terminal():
+    many = dict.fromkeys(("echoes", *STATUSES, "unpaired", "duplicate"), 1_234_567)
+    lines = stats_lines({"agg": "total", **many}, [])
+    assert all(len(line) <= 80 for line in lines)
+    assert all(name in " ".join(lines) for name in STATUSES)

@@ -7,7 +7,7 @@ from typing import Any, List, Mapping, Sequence
 
 from ..model.hist import Histogram
 from .flight import evidence_text
-from .text import Column, hint_lines, mean_us, number, percentile_us, table, us
+from .text import Column, hint_lines, mean_us, number, percentile_us, table, us, wrap
 
 __all__ = ["echo_lines", "stats_lines"]
 
@@ -17,6 +17,7 @@ _STAGES = {
     "rep_rx": "reply in",
     "rep_tx": "out",
 }
+_ENDS = ("complete", "internal_drop_req", "external_drop", "internal_drop_rep", "timeout")
 _PARTS = (
     Column("us", left=True),
     Column("count"),
@@ -76,21 +77,9 @@ def echo_lines(rec: Mapping[str, Any]) -> List[str]:
 
 def stats_lines(rec: Mapping[str, Any], hists: Sequence[Mapping[str, Any]]) -> List[str]:
     """Counts of the interval or of the run, and times by part of the way."""
-    lines = [
-        "",
-        "echoes {}{}: complete {}, internal_drop_req {}, external_drop {}, "
-        "internal_drop_rep {}, timeout {}".format(
-            number(rec["echoes"]),
-            " (whole run)" if rec["agg"] == "total" else "",
-            *(
-                number(rec[name])
-                for name in (
-                    "complete", "internal_drop_req", "external_drop", "internal_drop_rep",
-                    "timeout",
-                )
-            ),
-        ),
-    ]  # fmt: skip
+    ends = ["{} {}".format(name, number(rec[name])) for name in _ENDS]
+    whole = " (whole run)" if rec["agg"] == "total" else ""
+    lines = ["", *wrap("echoes {}{}: {}".format(number(rec["echoes"]), whole, ", ".join(ends)))]
     if rec["unpaired"] or rec["duplicate"]:
         lines.append(f"not followed: unpaired {rec['unpaired']}, duplicate {rec['duplicate']}")
     if rec["unpaired"] >= 5 and rec["unpaired"] > rec["echoes"]:

@@ -178,6 +178,23 @@ def the_recording_says_the_same(lab: Any) -> None:
 
 
 @scenario(requires=("tun", "bridge"))
+def the_budget_makes_no_verdict(lab: Any) -> None:
+    """Records above the budget are not shown: then nobody is said to have dropped anything."""
+    with bridge_topo(static_neigh=True) as topo:
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0", "--max-events", "20") as tool:
+            pinged = topo.ping(200, 0.005)
+            time.sleep(2.5)
+            result = tool.stop()
+    equal(pinged.received, 200, "answers")
+    (rec,) = [one for one in result.of_type("path_stats") if one["agg"] == "total"]
+    at_least(result.summary["lost"]["governor_dropped"], 1, "above the budget")
+    at_least(rec["timeout"], 1, "not to be told", rec)
+    equal(rec["complete"] + rec["timeout"], 200, "echoes", rec)
+    for name in ("external_drop", "internal_drop_req", "internal_drop_rep", "unpaired"):
+        equal(rec[name], 0, name, rec)
+
+
+@scenario(requires=("tun", "bridge"))
 def one_ping_of_two(lab: Any) -> None:
     """--icmp-id takes the echoes of one process."""
     with bridge_topo(static_neigh=True) as topo:
