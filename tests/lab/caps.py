@@ -59,6 +59,14 @@ _LINKS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
         ),
     ),
     (
+        "nft_nat",
+        (
+            "nft add table ip ntcheck3",
+            "nft add chain ip ntcheck3 c { type nat hook postrouting priority 100; }",
+            "nft add rule ip ntcheck3 c masquerade",
+        ),
+    ),
+    (
         "conntrack",
         (
             "nft add table inet ntcheck2",

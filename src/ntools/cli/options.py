@@ -45,7 +45,7 @@ def add_common(parser: argparse.ArgumentParser, interval_s: float) -> None:
     """Options of every command. ``interval_s``: its default report interval, 0 = none."""
     group = parser.add_argument_group("run")
     group.add_argument(
-        "-i", "--interval", type=seconds(0.1), default=interval_s, metavar="S",
+        "-i", "--interval", "--stats-interval", type=seconds(0.1), default=interval_s, metavar="S",
         help="seconds between reports (default {})".format(
             "{:g}".format(interval_s) if interval_s else "one report at the end"
         ),

@@ -11,10 +11,21 @@ from typing import Any, Tuple
 from lab.echo import echoes, stats, watch
 from lab.expect import all_of, at_least, at_most, equal
 from lab.latency import check_records
+from lab.netns import Namespace
 from lab.replay import replay, replayed_equal
 from lab.scenario import scenario
+from lab.tool import PATIENT, Tool
 from lab.topo import E_IP, E_IP6, VM_IP, VM_IP6, Topo, bridge_topo, ovs_topo
+from lab.traffic import ping
 
+_MASQUERADE = """\
+table ip nat {
+  chain out {
+    type nat hook postrouting priority 100;
+    oifname "hb" masquerade
+  }
+}
+"""
 _ORDER = ("req_rx", "req_tx", "rep_rx", "rep_tx")
 
 
@@ -131,6 +142,31 @@ def only_the_slow_part_is_slow(lab: Any) -> None:
     at_least(hists["rep_internal"]["min"], 20_000_000, "reply inside, ns")
     for part in ("req_internal", "external"):
         at_most(hists[part]["p"]["50"][0], 10_000_000, f"{part}, ns")
+
+
+@scenario(requires=("conntrack", "nft_nat"))
+def translated(lab: Any) -> None:
+    """H routes and masquerades: the reply comes to another address than the request came from."""
+    a_ip, b_ip, out_ip = "192.168.70.2", "192.168.80.2", "192.168.80.1"
+    with Namespace("a") as a, Namespace("h") as h, Namespace("b") as b:
+        for ns, dev, peer, own, far in ((a, "ea", "ha", a_ip, "70"), (b, "eb", "hb", b_ip, "80")):
+            h.ip(f"link add {peer} type veth peer name {dev} netns {ns.name}",
+                 f"addr add 192.168.{far}.1/24 dev {peer}", f"link set {peer} up")  # fmt: skip
+            ns.ip(f"addr add {own}/24 dev {dev}", f"link set {dev} up",
+                  f"route add default via 192.168.{far}.1")  # fmt: skip
+        h.sysctl("net.ipv4.ip_forward", 1)
+        h.run(["nft", "-f", "-"], _MASQUERADE)
+        ping(a, b_ip, 1, 0.1, 56, 5)  # neighbours are known
+        names = ["--src-ip", a_ip, "--dst-ip", b_ip, "--rx-iface", "ha", "--tx-iface", "hb"]
+        with Tool(h, "ntools-icmp-path", [*names, "--format", "json", "-v", *PATIENT]) as tool:
+            pinged = ping(a, b_ip, 23, 0.05, 56, 5)
+            result = tool.stop()
+    equal(pinged.received, 23, "answers")
+    stats(result, complete=23)
+    check_records(result)
+    for rec in echoes(result, "complete"):
+        equal((rec["src_ip"], rec["nat"]["src_ip"]), (a_ip, out_ip), "before and after", rec)
+        equal(rec["nat"]["dst_ip"], b_ip, "to whom", rec)
 
 
 @scenario(requires=("tun", "bridge"))
