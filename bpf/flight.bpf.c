@@ -229,7 +229,11 @@ NT_TRACE(dev_xmit, net_dev_start_xmit, struct sk_buff *, skb, struct net_device 
 
 NT_TRACE(free_drop, kfree_skb, struct sk_buff *, skb, void *, location)
 {
-	return nt_freed(ctx, skb, (__u64)location, direct);
+	const struct nt_flight_cfg *cfg = nt_on();
+
+	if (cfg && skb)
+		nt_freed(ctx, cfg, skb, (__u64)location, direct);
+	return 0;
 }
 
 /* Open vSwitch */

@@ -18,7 +18,9 @@
 #ifndef NT_DETAIL
 #define NT_DETAIL 0
 #endif
-/* Packets between two sides of the host instead of those of a VM. */
+/* Packets between two sides of the host instead of those of a VM: echoes, or flows. */
+#define NT_PATH_ECHO 1
+#define NT_PATH_FLOW 2
 #ifndef NT_PATH
 #define NT_PATH 0
 #endif
@@ -138,9 +140,13 @@ struct nt_flight {
 	__u8 last_stage;
 	__u8 end;	/* enum nt_end, 0 while under way */
 	__u32 hop_count; /* also of hops that found no place */
-#if NT_PATH
+#if NT_PATH == NT_PATH_ECHO
 	__u64 request_ns;    /* of an echo reply: when its request came in */
 	struct nt_tuple out; /* as it left: translated, maybe */
+#endif
+#if NT_PATH == NT_PATH_FLOW
+	__u32 payload; /* bytes behind the TCP or UDP header */
+	__u32 end_seq; /* of TCP: behind payload, SYN and FIN */
 #endif
 #if NT_DETAIL
 	struct nt_hop hops[NT_HOPS];
@@ -188,6 +194,44 @@ struct nt_echo {
 	__u32 reserved;
 };
 
+#define NT_WAY_LOST 8
+
+/* One direction of a flow. A unit is one buffer, of several segments maybe. */
+struct nt_way {
+	__u64 units_in;
+	__u64 segs_in;
+	__u64 bytes_in; /* payload, as all bytes here */
+	__u64 units_out;
+	__u64 segs_out;
+	__u64 bytes_out;
+	__u64 split_out; /* of units_out: left in another buffer than it came in */
+	__u64 syn;
+	__u64 fin;
+	__u64 rst;
+	__u64 retrans_after;  /* came again after it had left */
+	__u64 retrans_before; /* came again without having left */
+	__u64 dup_ack;
+	__u64 last_ns;
+	__u32 top_in;	/* highest end_seq that came in */
+	__u32 top_out;	/* that left */
+	__u32 last_ack;
+	__u32 known;	/* enum nt_way_known, or-ed */
+	__u32 lost[NT_WAY_LOST]; /* end_seq of the last ones that were freed inside */
+	__u32 lost_count;
+	__u32 reserved;
+};
+
+enum nt_way_known {
+	NT_WAY_IN = 1 << 0,  /* top_in */
+	NT_WAY_OUT = 1 << 1, /* top_out */
+	NT_WAY_ACK = 1 << 2, /* last_ack */
+};
+
+/* By addresses and ports of the forward direction. */
+struct nt_path_flow {
+	struct nt_way way[NT_DIRECTION_MAX];
+};
+
 struct nt_flight_cfg {
 	struct nt_filter filter;
 	struct nt_guard guard;
@@ -220,6 +264,9 @@ struct nt_manifest {
 	enum nt_guard_flag guard_flag;
 	enum nt_guard_size guard_size;
 	enum nt_flight_size size;
+#if NT_PATH == NT_PATH_FLOW
+	enum nt_way_known way_known;
+#endif
 #if NT_DETAIL
 	struct nt_flight events;
 #endif
@@ -240,7 +287,13 @@ NT_MAP(blank, PERCPU_ARRAY, 1, __u32, struct nt_flight);
  * (50,000 steps less). Slot 0 belongs to the entry stages, slot 1 to ovs.back.
  */
 NT_MAP(parsed, PERCPU_ARRAY, 2, __u32, struct nt_pkt);
-#if NT_PATH
+#if NT_PATH == NT_PATH_FLOW
+NT_MAP(flows, HASH, 8192, struct nt_tuple, struct nt_path_flow);
+NT_MAP(aliases, LRU_HASH, NT_FLIGHTS, __u64, __u64); /* nt_key_of() -> head */
+NT_MAP(times, PERCPU_ARRAY, NT_DIRECTION_MAX, __u32, struct nt_hist);
+NT_MAP(flow_key, PERCPU_ARRAY, 1, __u32, struct nt_tuple); /* no room on the stack */
+NT_MAP(blank_flow, ARRAY, 1, __u32, struct nt_path_flow);
+#elif NT_PATH == NT_PATH_ECHO
 NT_MAP(echoes, HASH, 16384, struct nt_echo_key, struct nt_echo);
 NT_MAP(echo_key, PERCPU_ARRAY, 1, __u32, struct nt_echo_key); /* no room on the stack */
 #else

@@ -338,29 +338,32 @@ static __always_inline int nt_reach_or_meet(void *ctx, struct sk_buff *skb, stru
 	return 0;
 }
 
-/* The buffer is freed as a drop: evidence for what is followed in it. */
-static __always_inline int nt_freed(__u64 *ctx, struct sk_buff *skb, __u64 location,
-				    const int direct)
+/* Evidence: the buffer of a flight was freed as a drop. */
+static __always_inline void nt_note_free(__u64 *ctx, struct nt_flight *f, __u64 location, __u64 now)
 {
-	const struct nt_flight_cfg *cfg = nt_on();
-	struct nt_flight *f;
-	__u64 now, head;
-
-	if (!cfg || !skb)
-		return 0;
-	head = (__u64)NT_GET(skb, head);
-	f = bpf_map_lookup_elem(&flights, &head);
-	if (!f || !nt_awake(cfg, &now))
-		return 0;
-	/* It, or a clone of it; not another packet in its buffer. */
-	if (f->print.digest != nt_print_read((void *)head, &f->print))
-		return 0;
 	f->free_ns = now;
 	f->free_location = location;
 	/* The reason is an argument since v5.17; the others are not there to be read. */
 	if (bpf_core_type_exists(enum skb_drop_reason))
 		f->free_reason = ctx[2];
-	return 0;
+}
+
+/* A buffer is freed as a drop; returns the flight in it, or a clone of it. */
+static __always_inline struct nt_flight *nt_freed(__u64 *ctx, const struct nt_flight_cfg *cfg,
+						  struct sk_buff *skb, __u64 location,
+						  const int direct)
+{
+	struct nt_flight *f;
+	__u64 now, head;
+
+	head = (__u64)NT_GET(skb, head);
+	f = bpf_map_lookup_elem(&flights, &head);
+	/* Not another packet in its buffer. */
+	if (!f || !nt_awake(cfg, &now) ||
+	    f->print.digest != nt_print_read((void *)head, &f->print))
+		return 0;
+	nt_note_free(ctx, f, location, now);
+	return f;
 }
 
 #endif

@@ -19,7 +19,7 @@ from ntools.model.filter import PacketFilter
 from ntools.output.echo import stats_lines
 from ntools.output.jsonl import Writer
 
-OBJECT = Path(ntools.__file__).parent / "bpf" / "path.x86.bpf.o"
+OBJECT = Path(ntools.__file__).parent / "bpf" / "path_echo.x86.bpf.o"
 MS = 1_000_000
 PHY, TAP = (
     Device(name, index, 100, kind, None, 1500, None, True, False)
@@ -58,7 +58,7 @@ class FakeObject:
             pytest.skip("no object: make build")
         self.types = Types(sections(OBJECT.read_bytes())[".BTF"])
         self.manifest = self.types.manifest()
-        self.name, self.kernel = "path", self
+        self.name, self.kernel = "path_echo", self
         self.enum_names = lambda enum: {}
         self.config = {}
         flight = self.types.struct("nt_flight")

@@ -140,6 +140,32 @@ def add_netns(parser: "argparse._ActionsContainer") -> None:
     )  # fmt: skip
 
 
+def add_path(parser: argparse.ArgumentParser) -> "argparse._ActionsContainer":
+    """The two sides of a path through this host; returns the group, for what else belongs there."""
+    group = parser.add_argument_group("the path")
+    add: Callable[..., Any] = group.add_argument
+    add("--rx-iface", metavar="NAMES", help="where packets come in; several with commas")
+    add("--tx-iface", metavar="NAMES", help="where they leave")
+    add("--timeout-ms", type=timeout_ms, default=1000.0, metavar="MS",
+        help="longest wait for the next stage (10 to 600000, default 1000)")  # fmt: skip
+    add_netns(group)
+    return group
+
+
+def add_flows(parser: argparse.ArgumentParser) -> None:
+    """A path, and what to show of the packets on it."""
+    group = add_path(parser)
+    group.add_argument(
+        "--direction", choices=("both", "forward", "reply"), default="both",
+        help="forward is from --rx-iface to --tx-iface (default: both)",
+    )  # fmt: skip
+    group.add_argument("--stats-mode", action="store_true", help="totals per interval; the default")
+    group.add_argument(
+        "--drops", action="store_true",
+        help="a line per packet that came in and did not leave; -v: a line per packet",
+    )  # fmt: skip
+
+
 def add_filter(parser: argparse.ArgumentParser) -> None:
     """Packet filter options, with the aliases older tools used."""
     group = parser.add_argument_group("packets")

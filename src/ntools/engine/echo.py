@@ -7,15 +7,11 @@ made when the next stage did not come in time.
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, NamedTuple, Optional, Tuple
 
 from ntools._loader import BpfObject
-from ntools.engine import filter as packet_filter
-from ntools.engine.flight_record import FlightReader
 from ntools.engine.lookups import Lookups
-from ntools.engine.run import Engine
-from ntools.engine.under_way import UnderWay
-from ntools.engine.words import device_bits, explain_names
+from ntools.engine.path import PathEngine
 from ntools.host.sides import Sides
 from ntools.model.filter import PacketFilter
 from ntools.model.flow import Flow
@@ -44,7 +40,6 @@ PARTS: Dict[str, Tuple[str, str]] = {
 }
 _REPLY = 1
 _REPLIED = 2  # in struct nt_echo
-_ANY_VLAN = 0xFFFF
 
 
 class EchoOptions(NamedTuple):
@@ -80,14 +75,10 @@ def _histogram() -> Histogram:
     return Histogram(sub=2, first=28, last=139)
 
 
-class EchoEngine(Engine):
-    """One run: ``echo`` records as they end, ``path_stats`` per interval and for the whole run.
-
-    :param sides: where requests come in and leave.
-    """
+class EchoEngine(PathEngine):
+    """One run: ``echo`` records as they end, ``path_stats`` per interval and for the whole run."""
 
     counts_events = makes_records = True
-    counters = ("rejects",)
 
     def __init__(
         self,
@@ -96,51 +87,23 @@ class EchoEngine(Engine):
         options: EchoOptions,
         lookups: Optional[Lookups] = None,
     ) -> None:
-        super().__init__(obj, lookups)
-        self._sides, self._options = sides, options
-        self.sweep_s = options.timeout_s / 4
-        self._names = {device.ifindex: device.name for device in (*sides.a, *sides.b)}
-        self._read = FlightReader(obj, self.lookups, self._names, {})
-        self._at = self._read.at
-        self._under_way = UnderWay(obj, self._read, ("flights",))
+        super().__init__(obj, sides, options.filter, options.timeout_s, options.explain, lookups)
+        self._everything = options.everything
         self._open: Dict[int, _Echo] = {}
         self._done: Dict[int, int] = {}
-        self._graves: List[Tuple[Any, ...]] = []
         self._counts: "Counter[str]" = Counter()
         self._before: Dict[str, int] = {}
         self._times = {name: _histogram() for name in PARTS}
         self._fresh = {name: _histogram() for name in PARTS}
         self._shown = 0
-        self._configure()
+        anybody = obj.types.enum("nt_flight_size")["NT_ECHO_ANY"]
+        self.configure(
+            ("ECHO",),
+            echo_ns=self._timeout_ns,
+            echo_id=anybody if options.echo_id is None else options.echo_id,
+        )
 
     # -- what the run calls --------------------------------------------------------------------
-
-    def header(self) -> Dict[str, Any]:
-        """Devices of both sides."""
-        stack = set(self._sides.stack)
-        return {
-            "devices": [
-                {
-                    "interface": device.name,
-                    "ifindex": device.ifindex,
-                    "netns_inum": device.netns_inum,
-                    "role": role,
-                    "kind": device.kind,
-                    "end": "stack" if device in stack else "wire",
-                }
-                for role, devices in (("rx", self._sides.a), ("tx", self._sides.b))
-                for device in devices
-            ]
-        }
-
-    def begin(self) -> None:
-        """Fill in the devices, then open the entry."""
-        vlans = dict(self._sides.vlan_ids)
-        for key, bits in self._roles.items():
-            self.obj.map("devices").update(key, (bits, vlans.get(key[1], _ANY_VLAN), 0))
-        packet_filter.fill(self.obj, self._options.filter)
-        chosen = device_bits(self.obj, (ifindex for _, ifindex in self._roles))
-        self.obj.configure(enabled=1, entry_open=1, device_bits=chosen)
 
     def channel(self) -> Any:
         """Packets that have left."""
@@ -159,18 +122,8 @@ class EchoEngine(Engine):
 
     def sweep(self, writer: "Writer") -> None:
         """Pronounce on what did not go on in time."""
-        limit = self.now_ns - int(self._options.timeout_s * 1e9)
-        last = self._at["last_ns"]
-        for record in self._under_way.overdue(limit):
-            self._stuck(record, writer)
-        self._graves += self._under_way.graves()
-        waiting = []
-        for record in self._graves:
-            if record[last] < limit:
-                self._stuck(record, writer)
-            else:
-                waiting.append(record)
-        self._graves = waiting
+        super().sweep(writer)
+        limit = self.now_ns - self._timeout_ns
         self._without_reply(limit, writer)
         self._forget(limit)
 
@@ -192,22 +145,10 @@ class EchoEngine(Engine):
         echoes = sum(shown[name] for name in STATUSES)
         writer.record("path_stats", agg=agg, echoes=echoes, **shown)
 
-    def stop(self) -> None:
-        """Nothing is waited for: what has not ended is said to be so."""
-        self.obj.configure(entry_open=0, enabled=0)
-
     def finish(self, writer: "Writer") -> None:
         """What has no end yet is not to be told."""
         self.sweep(writer)
         self._give_up((*self._under_way.all(), *self._graves), writer)
-
-    def totals(self) -> Dict[str, Any]:
-        """What was not followed, by step."""
-        if not self._options.explain:
-            return {}
-        names = explain_names(self.obj)
-        sums = self.obj.map("rejects").sums()
-        return {"explain": {names[i]: n for i, n in enumerate(sums) if n and i in names}}
 
     def matched(self) -> int:
         """Requests that came in."""
@@ -234,35 +175,6 @@ class EchoEngine(Engine):
         self._times = {name: Histogram.from_fields(state["times"][name]) for name in PARTS}
 
     # -- inside --------------------------------------------------------------------------------
-
-    def _configure(self) -> None:
-        flags = self.obj.types.enum("nt_flight_flag")
-        options = self._options
-        wanted = flags["NT_FLIGHT_ECHO"] | (flags["NT_FLIGHT_EXPLAIN"] if options.explain else 0)
-        everything = self.obj.types.enum("nt_flight_size")["NT_ECHO_ANY"]
-        self._roles = self._find_roles()
-        self.obj.configure(
-            enabled=0,
-            directions=3,
-            flags=wanted,
-            echo_ns=int(options.timeout_s * 1e9),
-            echo_id=everything if options.echo_id is None else options.echo_id,
-        )
-        packet_filter.prepare(self.obj, options.filter)
-        self.obj.resize("devices", max(1, len(self._roles)))
-
-    def _find_roles(self) -> Dict[Tuple[int, int], int]:
-        roles = self.obj.types.enum("nt_role")
-        found: Dict[Tuple[int, int], int] = {}
-        for role, devices in (
-            ("SIDE_A", self._sides.a),
-            ("SIDE_B", self._sides.b),
-            ("STACK", self._sides.stack),
-        ):
-            for device in devices:
-                key = device.netns_inum, device.ifindex
-                found[key] = found.get(key, 0) | roles["NT_ROLE_" + role]
-        return found
 
     def _of_request(self, record: Tuple[Any, ...]) -> _Echo:
         """An echo whose request came in."""
@@ -350,8 +262,8 @@ class EchoEngine(Engine):
             self._end(echo, "timeout", writer)
         self._open.clear()
 
-    def _stuck(self, record: Tuple[Any, ...], writer: "Writer") -> None:
-        """A flight came in and did not leave in time."""
+    def stuck(self, record: Tuple[Any, ...], writer: "Writer") -> None:
+        """See :meth:`PathEngine.stuck`."""
         echo = self._taken_out(record)
         if echo is None:
             return
@@ -405,7 +317,7 @@ class EchoEngine(Engine):
                 parts[name] = max(0, stages[last]["ts_ns"] - stages[first]["ts_ns"])
                 self._times[name].add(parts[name])
                 self._fresh[name].add(parts[name])
-        if status == "complete" and not self._options.everything:
+        if status == "complete" and not self._everything:
             return
         if not self.gate.passes(self._identity(echo)):
             return
@@ -428,8 +340,4 @@ class EchoEngine(Engine):
 
     def _unpaired(self) -> Dict[str, int]:
         """Echoes seen at a stage without the one before, or twice at one."""
-        sums = self.obj.map("rejects").sums()
-        numbers = self.obj.types.enum("nt_explain")
-        return {
-            name: sums[numbers["NT_EXPLAIN_" + name.upper()]] for name in ("unpaired", "duplicate")
-        }
+        return {name: self.rejected(name) for name in ("unpaired", "duplicate")}

@@ -7,7 +7,7 @@ from typing import Any, List, Mapping, Sequence
 
 from ..model.hist import Histogram
 from .flight import evidence_text
-from .text import Column, hint_lines, mean_us, number, percentile_us, table, us, wrap
+from .text import TIMES, Column, hint_lines, number, table, time_cells, us, wrap
 
 __all__ = ["echo_lines", "stats_lines"]
 
@@ -18,15 +18,6 @@ _STAGES = {
     "rep_tx": "out",
 }
 _ENDS = ("complete", "internal_drop_req", "external_drop", "internal_drop_rep", "timeout")
-_PARTS = (
-    Column("us", left=True),
-    Column("count"),
-    Column("min"),
-    Column("avg"),
-    Column("p50"),
-    Column("p99"),
-    Column("max"),
-)
 _NAMES = {
     "req_internal": "request inside",
     "external": "outside",
@@ -88,18 +79,7 @@ def stats_lines(rec: Mapping[str, Any], hists: Sequence[Mapping[str, Any]]) -> L
             "echoes are seen at a stage, but not at the one before: are --rx-iface and --tx-iface "
             "the wrong way round, does the host itself send them, or do they take another way in?",
         )
-    rows = []
-    for hist_rec in hists:
-        hist = Histogram.from_fields(hist_rec)
-        rows.append(
-            [
-                _NAMES[hist_rec["labels"]["part"]],
-                number(hist.count),
-                us(hist.min),
-                mean_us(hist),
-                percentile_us(hist, 0.5),
-                percentile_us(hist, 0.99),
-                us(hist.max),
-            ]
-        )
-    return lines + (table(_PARTS, rows) if rows else [])
+    rows = [
+        [_NAMES[one["labels"]["part"]], *time_cells(Histogram.from_fields(one))] for one in hists
+    ]
+    return lines + (table((Column("us", left=True), *TIMES), rows) if rows else [])

@@ -12,11 +12,10 @@ from .text import (
     Column,
     hint_lines,
     histogram_lines,
-    mean_us,
     number,
-    percentile_us,
     rejection_lines,
     table,
+    time_cells,
     us,
 )
 
@@ -128,12 +127,7 @@ def _pair_rows(hists: Sequence[Mapping[str, Any]]) -> List[List[Any]]:
                 mark,
                 labels["from"],
                 _place(labels),
-                number(hist.count),
-                us(hist.min),
-                mean_us(hist),
-                percentile_us(hist, 0.5),
-                percentile_us(hist, 0.99),
-                us(hist.max),
+                *time_cells(hist),
             ]
         )
     return rows

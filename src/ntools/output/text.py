@@ -25,6 +25,7 @@ from .stream import LineStream, printable
 
 __all__ = [
     "MISSING",
+    "TIMES",
     "WIDTH",
     "Column",
     "TextSink",
@@ -41,6 +42,7 @@ __all__ = [
     "rejection_lines",
     "share",
     "table",
+    "time_cells",
     "us",
     "wrap",
 ]
@@ -335,3 +337,19 @@ def rejection_lines(rec: Mapping[str, Any]) -> List[str]:
         return []
     lines = ["not followed, by filter step:"]
     return lines + ["  {:<18} {}".format(name, number(count)) for name, count in explain.items()]
+
+
+#: Columns of :func:`time_cells`.
+TIMES = tuple(Column(title) for title in ("count", "min", "avg", "p50", "p99", "max"))
+
+
+def time_cells(hist: Histogram) -> List[str]:
+    """A histogram of times as cells of a table, in microseconds."""
+    return [
+        number(hist.count),
+        us(hist.min),
+        mean_us(hist),
+        percentile_us(hist, 0.5),
+        percentile_us(hist, 0.99),
+        us(hist.max),
+    ]

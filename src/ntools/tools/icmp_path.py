@@ -22,15 +22,10 @@ def parser() -> argparse.ArgumentParser:
         description="Is a ping lost inside this host, the request or the reply, or outside?",
         epilog=EXAMPLES,
     )
-    which = made.add_argument_group("the path")
-    add = which.add_argument
-    add("--rx-iface", metavar="NAMES", help="where the requests come in; several with commas")
-    add("--tx-iface", metavar="NAMES", help="where they leave")
-    add("--icmp-id", type=options.number(0, 65535), metavar="N",
-        help="only the echoes of one ping process")  # fmt: skip
-    add("--timeout-ms", type=options.timeout_ms, default=1000.0, metavar="MS",
-        help="longest wait for the next stage (10 to 600000, default 1000)")  # fmt: skip
-    options.add_netns(which)
+    options.add_path(made).add_argument(
+        "--icmp-id", type=options.number(0, 65535), metavar="N",
+        help="only the echoes of one ping process",
+    )  # fmt: skip
     options.add_filter(made)
     options.add_common(made, interval_s=0.0)
     return made
@@ -38,17 +33,16 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Find the devices, follow the echoes between them, report."""
-    from ntools.cli import filters, safety, session
+    from ntools.cli import path, safety, session
     from ntools.cli.commands import COMMANDS
     from ntools.engine.echo import EchoEngine, EchoOptions
     from ntools.engine.run import Limits
-    from ntools.host.sides import Sides
 
     command = COMMANDS["icmp-path"]
-    flt = session.learn_filter(args, lambda: _one_way(filters.build(args)))
+    flt = session.learn_filter(args, lambda: path.one_way(args))
     may_cost = safety.build(args, command.overhead["echoes"], "name --icmp-id")
-    sides = session.learn(args, "sides", lambda: _sides(args), Sides.fields, Sides.from_fields)
-    with session.open_object(args, "path") as obj:
+    sides = path.sides(args)
+    with session.open_object(args, "path_echo") as obj:
         obj.need(*command.needed)
         obj.want(*command.wanted)
         shown = dict(flt.shown(), rx_iface=args.rx_iface, tx_iface=args.tx_iface)
@@ -73,31 +67,6 @@ def run(args: argparse.Namespace) -> int:
         )
 
 
-def _one_way(flt: Any) -> Any:
-    """The filter, if it says who pings whom."""
-    from ntools.errors import UsageProblem
-
-    if not flt.rules or not all(rule.src_ip and rule.dst_ip for rule in flt.rules):
-        raise UsageProblem(
-            "name both ends of the ping: --src-ip of who sends the requests, and --dst-ip."
-        )
-    if any(rule.bidir for rule in flt.rules):
-        raise UsageProblem("--bidir is not for a path: replies are followed anyway.")
-    return flt
-
-
-def _sides(args: argparse.Namespace) -> Any:
-    from ntools.errors import UsageProblem
-    from ntools.host.devices import Devices
-    from ntools.host.sides import locate
-
-    if not args.rx_iface or not args.tx_iface:
-        raise UsageProblem(
-            "name both sides of this host: --rx-iface, where the requests come in, and --tx-iface."
-        )
-    return locate(args.rx_iface, args.tx_iface, Devices.snapshot(args.netns))
-
-
 class View:
     """Text: a line per echo, counts and times at the end."""
 
@@ -106,14 +75,9 @@ class View:
         self._hists: List[Dict[str, Any]] = []
 
     def header(self, rec: Dict[str, Any]) -> List[str]:
-        from ntools.output.text import attach_lines
+        from ntools.output.path import header_lines
 
-        sides = {"rx": [], "tx": []}  # type: Dict[str, List[str]]
-        for device in rec["devices"]:
-            end = " (stack)" if device["end"] == "stack" else ""
-            sides[device["role"]].append(device["interface"] + end)
-        lines = ["requests in {}, out {}".format(",".join(sides["rx"]), ",".join(sides["tx"]))]
-        return lines + (attach_lines(rec) if self._explain else [])
+        return header_lines(rec, self._explain)
 
     def echo(self, rec: Dict[str, Any]) -> List[str]:
         from ntools.output.echo import echo_lines

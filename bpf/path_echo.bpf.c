@@ -1,60 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * path - packets that come in at one side of the host and leave at the other
+ * path_echo - echo requests and their replies that pass this host
  *
  * Attaches: devices (tracepoints)
  * Reads:    skb, packet headers, device and its namespace
- * Keeps:    flights, 16384 x 608 bytes; echoes under way outside, 16384 x 64 bytes
+ * Keeps:    flights, 16384 x 608 bytes; echoes under way outside, 16384 x 88 bytes
  * Emits:    struct nt_flight when a packet leaves
  * Cost:     a packet on other devices: one lookup and a bit; on these: its headers, the filter
  *
- * Forward comes in at side A and leaves at side B, the reply direction comes in at B and leaves at
- * A. A device of the wire is entered at dev.rx and left at dev.xmit; at one whose other end is the
- * host's own stack it is the other way round. What happened to a request and to its reply is put
- * together by user space: a reply carries the time its request came in.
+ * What happened to a request and to its reply is put together by user space: a reply carries the
+ * time its request came in.
  */
 #include "ntools_kernel.h"
 #include <bpf/bpf_helpers.h>
 
 #define NT_DETAIL 1
-#define NT_PATH 1
+#define NT_PATH 1 /* NT_PATH_ECHO */
 
-#include "nt_attach.h"
 #include "nt_filter.h"
-#include "nt_flight.h"
-#include "nt_follow.h"
-#include "nt_guard.h"
-#include "nt_parse.h"
-
-/* Whether what is at this stage comes in, as seen from between the two sides. */
-static __always_inline int nt_comes_in(const __u8 stage, __u32 role)
-{
-	return (stage == NT_STAGE_DEV_XMIT) == !!(role & NT_ROLE_STACK);
-}
-
-static __always_inline int nt_parse_here(struct sk_buff *skb, const __u8 stage, const int direct,
-					 struct nt_pkt *pkt)
-{
-	const int where = stage == NT_STAGE_DEV_XMIT ? NT_AT_ETH : NT_AT_DATA;
-
-	if (!nt_parse_skb(skb, where | (direct ? NT_DIRECT : 0), pkt))
-		return 1;
-	nt_lost(NT_LOSS_READ_FAILED);
-	return 0;
-}
-
-static __always_inline int nt_is_end(const struct nt_flight_cfg *cfg, const struct nt_flight *f,
-				     struct net_device *dev, const __u8 stage, __u32 ifindex,
-				     const int direct)
-{
-	const __u32 side = f->direction == NT_DIRECTION_FORWARD ? NT_ROLE_SIDE_B : NT_ROLE_SIDE_A;
-	struct nt_device *device;
-
-	if (stage == NT_STAGE_DEV_QUEUE)
-		return 0;
-	device = nt_device(cfg, dev, ifindex, direct);
-	return device && (device->role & side) && !nt_comes_in(stage, device->role);
-}
+#include "nt_path.h"
 
 /* The reply to an echo request that looks like this; of a reply, itself. */
 static __always_inline struct nt_echo_key *nt_echo_key(const struct nt_tuple *t, __u64 seq,
@@ -181,10 +145,10 @@ static __always_inline int nt_echo_fate(const struct nt_flight_cfg *cfg, struct 
 	return echo->request_ns ? NT_ECHO_FOLLOW : NT_EXPLAIN_ECHO;
 }
 
-static __always_inline void nt_meet_echo(void *ctx, const struct nt_flight_cfg *cfg, __u64 head,
-					 struct sk_buff *skb, const struct nt_pkt *pkt,
-					 const __u8 stage, __u32 ifindex, int in, int forward,
-					 __u64 now, const int direct)
+static __always_inline void nt_meet_path(void *ctx, const struct nt_flight_cfg *cfg, __u64 head,
+					 struct sk_buff *skb, struct net_device *dev,
+					 const struct nt_pkt *pkt, const __u8 stage, __u32 ifindex,
+					 int in, int forward, __u64 now, const int direct)
 {
 	const int request = pkt->icmp_type == (pkt->tuple.family == 6 ? 128 : 8);
 	struct nt_echo_key *key = nt_echo_key(&pkt->tuple, pkt->icmp_seq, request);
@@ -230,56 +194,10 @@ static __always_inline void nt_meet_echo(void *ctx, const struct nt_flight_cfg *
 	}
 }
 
-static __always_inline void nt_meet(void *ctx, const struct nt_flight_cfg *cfg, __u64 head,
-				    struct sk_buff *skb, struct net_device *dev, const __u8 stage,
-				    __u32 ifindex, const int direct)
+static __always_inline void nt_freed_path(__u64 *ctx, const struct nt_flight_cfg *cfg,
+					  struct nt_flight *f, struct sk_buff *skb,
+					  __u64 location, const int direct)
 {
-	struct nt_device *device = nt_device(cfg, dev, ifindex, direct);
-	struct nt_pkt *pkt;
-	__u32 slot = 0;
-	__u64 now;
-	int in;
-
-	pkt = bpf_map_lookup_elem(&parsed, &slot);
-	if (!device || !pkt) {
-		nt_explain(cfg, NT_EXPLAIN_DEVICE);
-		return;
-	}
-	if (!cfg->entry_open || !nt_awake(cfg, &now) || !nt_parse_here(skb, stage, direct, pkt))
-		return;
-	if (device->vlan_id != NT_VLAN_NONE && device->vlan_id != pkt->vlan_id) {
-		nt_explain(cfg, NT_EXPLAIN_PORT_VLAN);
-		return;
-	}
-	in = nt_comes_in(stage, device->role);
-	nt_meet_echo(ctx, cfg, head, skb, pkt, stage, ifindex, in,
-		     in == !!(device->role & NT_ROLE_SIDE_A), now, direct);
-}
-
-NT_TRACE(dev_rx, netif_receive_skb, struct sk_buff *, skb)
-{
-	if (!skb)
-		return 0;
-	return nt_reach_or_meet(ctx, skb, NT_GET(skb, dev), NT_STAGE_DEV_RX, direct);
-}
-
-NT_TRACE(dev_bklg, netif_rx, struct sk_buff *, skb)
-{
-	if (!skb)
-		return 0;
-	return nt_reach(ctx, skb, NT_GET(skb, dev), NT_STAGE_DEV_BKLG, direct);
-}
-
-NT_TRACE(dev_xmit, net_dev_start_xmit, struct sk_buff *, skb, struct net_device *, dev)
-{
-	if (!dev)
-		return 0;
-	return nt_reach_or_meet(ctx, skb, dev, NT_STAGE_DEV_XMIT, direct);
-}
-
-NT_TRACE(free_drop, kfree_skb, struct sk_buff *, skb, void *, location)
-{
-	return nt_freed(ctx, skb, (__u64)location, direct);
 }
 
 char LICENSE[] SEC("license") = "GPL";
