@@ -91,7 +91,7 @@ static __always_inline void nt_came_in(struct nt_way *way, const struct nt_pkt *
 	__sync_fetch_and_add(&way->segs_in, segs);
 	__sync_fetch_and_add(&way->bytes_in, pkt->payload_len);
 	way->last_ns = now;
-	if (!pkt->tcp_hdr_len)
+	if (NT_GROUPS || !pkt->tcp_hdr_len)
 		return;
 	if (pkt->tcp_flags & NT_TCP_SYN)
 		__sync_fetch_and_add(&way->syn, 1);
@@ -129,6 +129,119 @@ static __always_inline void nt_went_out(struct nt_way *way, __u32 segs, __u32 by
 		way->known |= NT_WAY_OUT;
 	}
 }
+
+#if NT_GROUPS
+/* Bytes behind the IP headers. */
+static __always_inline __u32 nt_frag_bytes(const struct nt_pkt *pkt)
+{
+	return pkt->total_len - (pkt->l4_off - pkt->l3_off);
+}
+
+/* The datagram a fragment belongs to. */
+static __attribute__((noinline)) struct nt_group *nt_group_of(const struct nt_tuple *t, __u32 id,
+							       int make)
+{
+	__u32 zero = 0;
+	struct nt_group_key *key = bpf_map_lookup_elem(&group_key, &zero);
+	struct nt_group *group, *blank;
+
+	if (!key)
+		return 0;
+	__builtin_memcpy(key->src, t->src, sizeof(key->src));
+	__builtin_memcpy(key->dst, t->dst, sizeof(key->dst));
+	key->id = id;
+	key->family = t->family;
+	key->protocol = t->protocol;
+	group = bpf_map_lookup_elem(&groups, key);
+	if (group || !make)
+		return group;
+	blank = bpf_map_lookup_elem(&blank_group, &zero);
+	if (blank)
+		bpf_map_update_elem(&groups, key, blank, BPF_NOEXIST);
+	group = bpf_map_lookup_elem(&groups, key);
+	if (!group)
+		nt_lost(NT_LOSS_GROUP_FULL);
+	return group;
+}
+
+static __always_inline void nt_frag_out(struct nt_group *group, __u32 bytes, __u64 now)
+{
+	__sync_fetch_and_add(&group->bytes_out, bytes);
+	__sync_fetch_and_add(&group->frags_out, 1);
+	group->last_ns = now;
+}
+
+/* A fragment comes in; ports, and with them the whole filter, are known of the first one only. */
+static __always_inline void nt_frag_in(struct nt_group *group, const struct nt_pkt *pkt,
+				       __u32 reject, int forward, __u64 now)
+{
+	const __u32 bytes = nt_frag_bytes(pkt);
+
+	if (!group->first_ns) {
+		group->first_ns = now;
+		group->direction = forward ? NT_DIRECTION_FORWARD : NT_DIRECTION_REPLY;
+	}
+	__sync_fetch_and_add(&group->bytes_in, bytes);
+	__sync_fetch_and_add(&group->frags_in, 1);
+	group->last_ns = now;
+	if (!(pkt->flags & NT_PKT_MF))
+		group->total = pkt->frag_off + bytes;
+	if (!pkt->frag_off) {
+		group->src_port = pkt->tuple.src_port;
+		group->dst_port = pkt->tuple.dst_port;
+		group->flags |= NT_GROUP_PORTS;
+		if (reject)
+			group->flags |= NT_GROUP_REFUSED;
+	}
+}
+
+/* 1 if it was a fragment, which has no flow; unless it is refused for something but its ports. */
+static __always_inline int nt_meet_frag(const struct nt_pkt *pkt, __u32 reject, int in,
+					int forward, __u64 now)
+{
+	struct nt_group *group;
+
+	if (!(pkt->flags & NT_PKT_FRAG) || (reject && reject < NT_REJECT_PORT))
+		return 0;
+	group = nt_group_of(&pkt->tuple, pkt->ip_id, in);
+	if (!group)
+		return 1;
+	if (in)
+		nt_frag_in(group, pkt, reject, forward, now);
+	else
+		nt_frag_out(group, nt_frag_bytes(pkt), now);
+	return 1;
+}
+
+/* 1 if it was a fragment that was freed: evidence for its datagram. */
+static __always_inline int nt_freed_frag(__u64 *ctx, const struct nt_pkt *pkt, __u64 location,
+					 __u64 now)
+{
+	struct nt_group *group;
+
+	if (!(pkt->flags & NT_PKT_FRAG))
+		return 0;
+	group = nt_group_of(&pkt->tuple, pkt->ip_id, 0);
+	if (group) {
+		group->free_ns = now;
+		group->free_location = location;
+		group->free_reason = nt_free_reason(ctx);
+	}
+	return 1;
+}
+#else
+static __always_inline int nt_freed_frag(__u64 *ctx, const struct nt_pkt *pkt, __u64 location,
+					 __u64 now)
+{
+	return 0;
+}
+
+static __always_inline int nt_meet_frag(const struct nt_pkt *pkt, __u32 reject, int in,
+					int forward, __u64 now)
+{
+	return 0;
+}
+#endif
 
 static __always_inline void nt_arrived(const struct nt_flight_cfg *cfg, struct nt_flight *f,
 				       __u64 head)
@@ -184,6 +297,8 @@ static __always_inline void nt_meet_path(void *ctx, const struct nt_flight_cfg *
 		return;
 	}
 	reject = nt_filter_match_way(&cfg->filter, pkt, !forward);
+	if (nt_meet_frag(pkt, reject, in, forward, now))
+		return;
 	if (reject) {
 		nt_explain(cfg, NT_EXPLAIN_FILTER + reject);
 		return;
@@ -238,9 +353,11 @@ static __always_inline void nt_freed_path(__u64 *ctx, const struct nt_flight_cfg
 		pkt = bpf_map_lookup_elem(&parsed, &slot);
 		if (!pkt || nt_parse_skb(skb, NT_AT_ANY | (direct ? NT_DIRECT : 0), pkt))
 			return;
+		if (!nt_awake(cfg, &now) || nt_freed_frag(ctx, pkt, location, now))
+			return;
 		head = (__u64)NT_GET(skb, head);
 		f = nt_flight_of(pkt, &head);
-		if (!f || !nt_awake(cfg, &now))
+		if (!f)
 			return;
 		nt_note_free(ctx, f, location, now);
 	}

@@ -24,6 +24,10 @@
 #ifndef NT_PATH
 #define NT_PATH 0
 #endif
+/* Of flows: datagrams in fragments instead of sequence numbers. */
+#ifndef NT_GROUPS
+#define NT_GROUPS 0
+#endif
 
 #define NT_FLIGHTS (NT_DETAIL ? 16384 : 65536)
 #define NT_HOPS 24
@@ -227,6 +231,38 @@ enum nt_way_known {
 	NT_WAY_ACK = 1 << 2, /* last_ack */
 };
 
+/* The fragments of a datagram. */
+struct nt_group_key {
+	__u8 src[16];
+	__u8 dst[16];
+	__u32 id;
+	__u8 family;
+	__u8 protocol;
+	__u16 reserved;
+};
+
+struct nt_group {
+	__u64 first_ns;
+	__u64 last_ns;
+	__u32 bytes_in;	 /* behind the IP headers, as all bytes here */
+	__u32 bytes_out;
+	__u32 total; /* of the whole datagram, 0: its last fragment was not seen */
+	__u32 frags_in;
+	__u32 frags_out;
+	__u16 src_port;
+	__u16 dst_port;
+	__u32 direction;
+	__u32 flags; /* enum nt_group_flag, or-ed */
+	__u32 free_reason;
+	__u64 free_ns; /* a fragment of it was freed as a drop */
+	__u64 free_location;
+};
+
+enum nt_group_flag {
+	NT_GROUP_PORTS = 1 << 0,   /* the first fragment came in */
+	NT_GROUP_REFUSED = 1 << 1, /* by the filter */
+};
+
 /* By addresses and ports of the forward direction. */
 struct nt_path_flow {
 	struct nt_way way[NT_DIRECTION_MAX];
@@ -267,6 +303,9 @@ struct nt_manifest {
 #if NT_PATH == NT_PATH_FLOW
 	enum nt_way_known way_known;
 #endif
+#if NT_GROUPS
+	enum nt_group_flag group_flag;
+#endif
 #if NT_DETAIL
 	struct nt_flight events;
 #endif
@@ -290,6 +329,11 @@ NT_MAP(parsed, PERCPU_ARRAY, 2, __u32, struct nt_pkt);
 #if NT_PATH == NT_PATH_FLOW
 NT_MAP(flows, HASH, 8192, struct nt_tuple, struct nt_path_flow);
 NT_MAP(aliases, LRU_HASH, NT_FLIGHTS, __u64, __u64); /* nt_key_of() -> head */
+#if NT_GROUPS
+NT_MAP(groups, HASH, 16384, struct nt_group_key, struct nt_group);
+NT_MAP(group_key, PERCPU_ARRAY, 1, __u32, struct nt_group_key); /* no room on the stack */
+NT_MAP(blank_group, ARRAY, 1, __u32, struct nt_group);
+#endif
 NT_MAP(times, PERCPU_ARRAY, NT_DIRECTION_MAX, __u32, struct nt_hist);
 NT_MAP(flow_key, PERCPU_ARRAY, 1, __u32, struct nt_tuple); /* no room on the stack */
 NT_MAP(blank_flow, ARRAY, 1, __u32, struct nt_path_flow);

@@ -338,14 +338,18 @@ static __always_inline int nt_reach_or_meet(void *ctx, struct sk_buff *skb, stru
 	return 0;
 }
 
+/* The reason is an argument since v5.17; the others are not there to be read. */
+static __always_inline __u32 nt_free_reason(const __u64 *ctx)
+{
+	return bpf_core_type_exists(enum skb_drop_reason) ? ctx[2] : 0;
+}
+
 /* Evidence: the buffer of a flight was freed as a drop. */
 static __always_inline void nt_note_free(__u64 *ctx, struct nt_flight *f, __u64 location, __u64 now)
 {
 	f->free_ns = now;
 	f->free_location = location;
-	/* The reason is an argument since v5.17; the others are not there to be read. */
-	if (bpf_core_type_exists(enum skb_drop_reason))
-		f->free_reason = ctx[2];
+	f->free_reason = nt_free_reason(ctx);
 }
 
 /* A buffer is freed as a drop; returns the flight in it, or a clone of it. */

@@ -76,6 +76,9 @@ class FakeObject:
     def programs(self):
         return []
 
+    def forget(self):
+        pass
+
     def channel(self, name="events"):
         return FakeChannel()
 

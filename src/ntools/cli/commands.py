@@ -79,6 +79,15 @@ _ROWS = (
         wanted=("dev_bklg", "free_drop"),
     ),
     Command(
+        name="udp-path",
+        family="path",
+        question="Is UDP lost inside this host, above all large datagrams in fragments?",
+        objects=("path_datagram", "path_datagram_detail"),
+        overhead={"totals": "low", "packets": "variable"},
+        needed=("dev_rx", "dev_xmit"),
+        wanted=("dev_bklg", "free_drop"),
+    ),
+    Command(
         name="drop",
         family="drop",
         question="Who drops packets, why and where?",

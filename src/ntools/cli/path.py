@@ -2,11 +2,12 @@
 """What the path commands do alike: who talks to whom, and by which devices of this host."""
 
 import argparse
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Type
 
 from ntools.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from ntools.engine.path_flow import FlowEngine
     from ntools.host.sides import Sides
     from ntools.model.filter import PacketFilter
 
@@ -59,12 +60,16 @@ def _locate(args: argparse.Namespace) -> "Sides":
 
 
 def run_flows(
-    args: argparse.Namespace, name: str, protocol: str, view: Callable[[bool], Any]
+    args: argparse.Namespace,
+    name: str,
+    protocol: str,
+    view: Callable[[bool], Any],
+    make_engine: "Type[FlowEngine]",
 ) -> int:
     """A command that follows packets of one protocol."""
     from ntools.cli import safety, session
     from ntools.cli.commands import COMMANDS
-    from ntools.engine.path_flow import DIRECTIONS, FlowEngine, FlowOptions
+    from ntools.engine.path_flow import DIRECTIONS, FlowOptions
     from ntools.engine.run import Limits
 
     command = COMMANDS[name]
@@ -75,14 +80,14 @@ def run_flows(
     may_cost = safety.build(args, command.overhead[mode], advice)
     place = sides(args)
     directions = DIRECTIONS if args.direction == "both" else (args.direction,)
-    with session.open_object(args, "path_flow" if mode == "totals" else "path_flow_detail") as obj:
+    with session.open_object(args, command.objects[mode == "packets"]) as obj:
         obj.need(*command.needed)
         obj.want(*command.wanted)
         said = dict(
             flt.shown(), rx_iface=args.rx_iface, tx_iface=args.tx_iface, directions=directions
         )
         chosen = FlowOptions(flt, directions, args.timeout_ms / 1e3, shown, args.explain)
-        engine = FlowEngine(obj, place, chosen, session.lookups(args, obj))
+        engine = make_engine(obj, place, chosen, session.lookups(args, obj))
         if args.dry_run:
             from ntools.cli import plan
 

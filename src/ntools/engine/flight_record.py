@@ -68,19 +68,23 @@ class FlightReader:
     def evidence(self, record: _Record) -> Dict[str, Any]:
         """The free event of a flight as fields of a record; {} if there was none."""
         at = self.at
-        if not record[at["free_ns"]]:
+        return self.freed(*(record[at["free_" + name]] for name in ("ns", "location", "reason")))
+
+    def freed(self, ts_ns: int, location: int, reason: int) -> Dict[str, Any]:
+        """A free event as fields of a record; {} for time 0."""
+        if not ts_ns:
             return {}
         if self._reasons is None:
             self._reasons = reasons.ReasonNames(self._lookups.enum)
             self._lookups.forget()
-        fields: Dict[str, Any] = {"kind": "drop", "ts_ns": record[at["free_ns"]]}
-        symbol = self._lookups.symbol(record[at["free_location"]])
+        fields: Dict[str, Any] = {"kind": "drop", "ts_ns": ts_ns}
+        symbol = self._lookups.symbol(location)
         if symbol:
             fields["caller"] = symbol.name
             fields["caller_offset"] = symbol.offset
         if self._reasons:
-            fields["reason_code"] = record[at["free_reason"]]
-            fields["reason"] = self._reasons.name(record[at["free_reason"]])
+            fields["reason_code"] = reason
+            fields["reason"] = self._reasons.name(reason)
         if symbol and fields.get("reason") in (None, "not_specified"):
             derived = reasons.derive(symbol.name)
             if derived:

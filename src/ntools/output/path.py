@@ -20,7 +20,7 @@ from .text import (
     wrap,
 )
 
-__all__ = ["flow_lines", "header_lines", "unit_lines"]
+__all__ = ["datagram_lines", "flow_lines", "header_lines", "unit_lines"]
 
 _PACKETS = (
     Column("packets", left=True),
@@ -33,6 +33,9 @@ _PACKETS = (
     Column("retrans out/in"),
     Column("dup ack"),
 )
+
+
+_DATAGRAMS = ("complete", "dropped", "partial", "incomplete", "open")
 
 
 def header_lines(rec: Mapping[str, Any], explain: bool) -> List[str]:
@@ -68,6 +71,17 @@ def flow_lines(rows: Sequence[Mapping[str, Any]], hists: Sequence[Mapping[str, A
             ]
         )
     lines += table(_PACKETS, cells)
+    for rec in rows:
+        if rec.get("datagrams"):
+            ends = ["{} {}".format(name, number(rec["datagrams_" + name])) for name in _DATAGRAMS]
+            text = "{} datagrams in fragments {}: {}; fragments in {}, out {}".format(
+                rec["direction"],
+                number(rec["datagrams"]),
+                ", ".join(ends),
+                number(rec["fragments_in"]),
+                number(rec["fragments_out"]),
+            )
+            lines += wrap(text)
     times = [[rec["labels"]["direction"], *time_cells(Histogram.from_fields(rec))] for rec in hists]
     lines += table((Column("us", left=True), *TIMES), times) if times else []
     for rec in rows:
@@ -97,6 +111,28 @@ def unit_lines(rec: Mapping[str, Any]) -> List[str]:
             rec["end"].upper(),
             us(rec["total_ns"]),
         )
+    ]
+    if rec.get("evidence"):
+        lines.append("    freed: " + evidence_text(rec["evidence"]))
+    return lines
+
+
+def datagram_lines(rec: Mapping[str, Any]) -> List[str]:
+    """One datagram in fragments: who, how much came in and left, how it ended."""
+    from ..model.clock import wall_text
+
+    lines = [
+        "{} {} {} id {}".format(
+            wall_text(rec["utc_ns"], 6), rec["direction"], flow_text(rec), rec["ip_id"]
+        ),
+        "    {}: {} of {} bytes in {} fragments came in, {} in {} left".format(
+            rec["status"].upper(),
+            rec["bytes_in"],
+            rec.get("datagram_bytes") or "?",
+            rec["fragments_in"],
+            rec["bytes_out"],
+            rec["fragments_out"],
+        ),
     ]
     if rec.get("evidence"):
         lines.append("    freed: " + evidence_text(rec["evidence"]))

@@ -32,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Find the devices, follow the packets between them, report."""
     from ntools.cli import path
+    from ntools.engine.path_flow import FlowEngine
 
-    return path.run_flows(args, "tcp-path", "tcp", View)
+    return path.run_flows(args, "tcp-path", "tcp", View, FlowEngine)
 
 
 class View:

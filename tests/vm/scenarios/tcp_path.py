@@ -23,9 +23,7 @@ def _watch(place: Routed, *args: str) -> Tool:
 
 def _stats(result: Result, **lost: int) -> Dict[str, Dict[str, Any]]:
     """Totals by direction: they add up, and nothing was lost but what is named."""
-    found = {
-        rec["direction"]: rec for rec in result.of_type("path_stats") if rec["agg"] == "total"
-    }
+    found = {rec["direction"]: rec for rec in result.of_type("path_stats") if rec["agg"] == "total"}
     equal(sorted(found), ["forward", "reply"], "directions")
     for direction, rec in found.items():
         equal(rec["holds"], True, "sum of the ends", rec)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""ntools-udp-path: datagrams whole and in fragments, lost here or before."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from typing import Any, Dict, Sequence
+
+from lab.expect import all_of, equal
+from lab.faults import NftDrop
+from lab.latency import check_records
+from lab.netns import Namespace
+from lab.routed import A_IP, B_IP, Routed, routed
+from lab.scenario import scenario
+from lab.tool import PATIENT, Result, Tool
+
+_SMALL, _LARGE = 7001, 7002
+_IP_MTU_DISCOVER, _PMTUDISC_DO, _PMTUDISC_DONT = 10, 2, 0
+_COUNT = 23
+
+
+def _watch(place: Routed, *args: str) -> Tool:
+    ends = ["--src-ip", A_IP, "--dst-ip", B_IP, "--rx-iface", "ha", "--tx-iface", "hb"]
+    return Tool(place.h, "ntools-udp-path", [*ends, "--format", "json", *PATIENT, *args])
+
+
+def _send(ns: Namespace, port: int, size: int, discover: int = _PMTUDISC_DONT) -> None:
+    with ns.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discover)
+        for number in range(_COUNT):
+            sock.sendto(bytes([number]) * size, (B_IP, port))
+            time.sleep(0.01)
+
+
+def _both(place: Routed) -> None:
+    """Datagrams in one packet, and in three fragments."""
+    _send(place.a, _SMALL, 100)
+    _send(place.a, _LARGE, 4000)
+
+
+def _stats(result: Result, packets: int, **expected: int) -> Dict[str, Any]:
+    """Totals of the forward direction: so many packets, and what became of datagrams."""
+    (rec,) = [one for one in result.of_type("path_stats")
+              if one["agg"] == "total" and one["direction"] == "forward"]  # fmt: skip
+    equal(rec["holds"], True, "sum of the ends", rec)
+    equal(rec["units_in"], packets, "packets", rec)
+    names = ("datagrams_complete", "datagrams_dropped", "datagrams_partial",
+             "datagrams_incomplete", "datagrams_open")  # fmt: skip
+    wanted = {name: expected.get(name, 0) for name in (*names, "dropped", "timed_out", "open")}
+    equal({name: rec[name] for name in wanted}, wanted, "ends", rec)
+    equal(rec["datagrams"], sum(rec[name] for name in names), "datagrams", rec)
+    equal(result.summary["lost"], {}, "lost")
+    equal(result.status, 0, "exit status", result.stderr)
+    check_records(result)
+    return rec
+
+
+def _run(place: Routed, *args: str, send: Any = _both, shown: Sequence[str] = ()) -> Result:
+    with _watch(place, *args, *shown) as tool:
+        send(place)
+        time.sleep(1.8)
+        return tool.stop()
+
+
+_SHOWN = ("--drops", "--force")
+
+
+@scenario()
+def nothing_is_lost(lab: Any) -> None:
+    with routed() as place:
+        result = _run(place)
+    rec = _stats(result, _COUNT, datagrams_complete=_COUNT)
+    equal((rec["fragments_in"], rec["fragments_out"]), (3 * _COUNT, 3 * _COUNT), "fragments")
+
+
+@scenario(requires=("nft",))
+def last_fragments_dropped(lab: Any) -> None:
+    """A rule of H that sees no ports: every fifth last fragment."""
+    with routed() as place:
+        match = "ip frag-off & 0x1fff == 0x172"
+        rule = NftDrop(place.h, 5, "ingress:ha", match)
+        result = _run(place, shown=_SHOWN)
+        dropped = rule.counter()
+    equal(dropped, 4, "dropped by the rule")
+    # They are gone before they come in: the rule sits in front of dev.rx.
+    return _stats_of_ingress(result, dropped)
+
+
+def _stats_of_ingress(result: Result, dropped: int) -> None:
+    _stats(result, _COUNT, datagrams_complete=_COUNT - dropped, datagrams_partial=dropped)
+    found = result.of_type("datagram")
+    equal(len(found), dropped, "datagrams shown")
+    all_of(found, "datagram", status="internal_drop_partial", dst_port=_LARGE, fragments_out=2)
+
+
+@scenario()
+def fragments_missing_before(lab: Any) -> None:
+    """The second of three fragments was never sent."""
+
+    def send(place: Routed) -> None:
+        payload = struct.pack(">HHHH", 4000, _LARGE, 8 + 4000, 0) + bytes(4000)
+        with (
+            place.a.entered(),
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+        ):
+            for ident in range(1, _COUNT + 1):
+                for first, more in ((0, 1), (2960, 0)):
+                    part = payload[first : first + 1480]
+                    head = struct.pack(
+                        ">BBHHHBBH4s4s", 0x45, 0, 20 + len(part), ident,
+                        more << 13 | first >> 3, 64, 17, 0,
+                        socket.inet_aton(A_IP), socket.inet_aton(B_IP),
+                    )  # fmt: skip
+                    sock.sendto(head + part, (B_IP, 0))
+
+    with routed() as place:
+        result = _run(place, send=send, shown=_SHOWN)
+    _stats(result, 0, datagrams_incomplete=_COUNT)
+    all_of(result.of_type("datagram"), "datagram", status="incomplete_rx", datagram_bytes=4008)
+
+
+@scenario(requires=("nft",))
+def datagrams_without_an_identification(lab: Any) -> None:
+    """A socket that finds its path MTU sends id 0 each time; no two of them are one."""
+    with routed() as place:
+        rule = NftDrop(place.h, 5, "forward", f"ip daddr {B_IP} udp dport {_SMALL}")
+        result = _run(place, send=lambda p: _send(p.a, _SMALL, 100, _PMTUDISC_DO), shown=_SHOWN)
+        dropped = rule.counter()
+    equal(dropped, 4, "dropped by the rule")
+    _stats(result, _COUNT, dropped=dropped)
+    equal(len(result.of_type("packet")), dropped, "packets shown")
+
+
+@scenario()
+def one_port_of_two(lab: Any) -> None:
+    with routed() as place:
+        small = _run(place, "--dst-port", str(_SMALL))
+        large = _run(place, "--dst-port", str(_LARGE))
+    _stats(small, _COUNT)
+    _stats(large, 0, datagrams_complete=_COUNT)
+
+
+@scenario(requires=("conntrack",))
+def reassembled_on_the_way(lab: Any) -> None:
+    """Connection tracking makes one packet of three fragments, and three again."""
+    with routed() as place:
+        rules = (
+            "table ip t { chain c { type filter hook forward priority 0; ct state new accept } }"
+        )
+        place.h.run(["nft", "-f", "-"], rules)
+        result = _run(place)
+    _stats(result, _COUNT, datagrams_complete=_COUNT)
