@@ -103,6 +103,7 @@ def test_every_command_has_a_script():
     expected = {"ntools-" + name.replace("_", "-"): f"ntools.tools.{name}:main" for name in tools}
     expected["ntools"] = "ntools.cli.umbrella:main"
     expected["ntools-btf"] = "ntools.cli.btf:main"
+    expected["ntools-path-merge"] = "ntools.cli.merge:main"
     assert expected == SCRIPTS
 
 

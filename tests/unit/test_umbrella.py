@@ -66,7 +66,8 @@ def test_table_is_the_list_of_executables():
     section = text.split("[project.scripts]\n")[1].split("\n[")[0]
     scripts = dict(re.findall(r'^([\w-]+) = "(.+)"$', section, re.MULTILINE))
     assert scripts.pop("ntools") == "ntools.cli.umbrella:main"
-    assert scripts.pop("ntools-btf") == "ntools.cli.btf:main"
+    for name, module in tools.OFFLINE.items():
+        assert scripts.pop("ntools-" + name) == module + ":main"
     assert scripts == {row.program: row.module + ":main" for row in tools.COMMANDS.values()}
 
 

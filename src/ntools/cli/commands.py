@@ -7,7 +7,7 @@ row of ``ntools-vm-latency`` belongs to the module ``ntools.tools.vm_latency``.
 
 from typing import Dict, NamedTuple, Tuple
 
-__all__ = ["COMMANDS", "Command", "objects"]
+__all__ = ["COMMANDS", "OFFLINE", "Command", "objects"]
 
 
 class Command(NamedTuple):
@@ -97,6 +97,9 @@ _ROWS = (
         replay=("normal", "top"),
     ),
 )  # fmt: skip
+
+#: Commands that look at no packets of this host, so they have no row -> their module.
+OFFLINE: Dict[str, str] = {"btf": "ntools.cli.btf", "path-merge": "ntools.cli.merge"}
 
 #: Every command by name, in the order of ``ntools list``.
 COMMANDS: Dict[str, Command] = {row.name: row for row in _ROWS}

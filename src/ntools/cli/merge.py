@@ -73,6 +73,23 @@ def main(argv: Optional[List[str]] = None) -> int:
     return app.run(parser, run, argv)
 
 
+MANUAL = {
+    "DESCRIPTION": "Two hosts have recorded the packets between the same two ends: A is the host "
+    "of the sender, B that of the receiver. What both saw is put together by what the packets say: "
+    "addresses, identifier and sequence of an echo; addresses, ports, length and identification of "
+    "a datagram. Needs no root and no BPF.",
+    "OUTPUT": "How many packets got through, and how many were lost where: inside A, between A and "
+    "B, inside B, behind B; the first five of each. Undecided is what a side may have failed to "
+    "record; edge, what was too near to the beginning or the end of a recording. Times inside each "
+    "host need no common clock. The clock of B against that of A is known as well as the fastest "
+    "packets of both directions tell, for none arrives before it was sent.",
+    "OVERHEAD": "None on the hosts: it reads two files.",
+    "LIMITS": "Echoes and UDP. A packet of UDP without an identification is told from others of "
+    "its length by its turn only. Of UDP the clocks cannot be compared: it is not answered.",
+    "SEE ALSO": "ntools-icmp-path(8), ntools-udp-path(8), ntools(8)",
+}
+
+
 # -- reading -------------------------------------------------------------------------------------
 
 

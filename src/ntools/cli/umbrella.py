@@ -46,9 +46,6 @@ examples:
   ntools btf check FILE            the same as ntools-btf check FILE
 """
 
-#: A command that looks at no packets, so it is not in the table.
-_BTF = "btf"
-
 
 def parser() -> argparse.ArgumentParser:
     """Command line of ``ntools``."""
@@ -85,8 +82,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     if words and words[0] in commands.COMMANDS:
         command = commands.COMMANDS[words[0]]
         return _run_command(command.module, command.program, words[1:])
-    if words and words[0] == _BTF:
-        return _run_command("ntools.cli.btf", "ntools-btf", words[1:])
+    if words and words[0] in commands.OFFLINE:
+        return _run_command(commands.OFFLINE[words[0]], "ntools-" + words[0], words[1:])
     if words and not words[0].startswith("-") and words[0] not in _ACTIONS:
         app.say("ntools: {}".format(_unknown(words[0])))
         return UsageProblem.exit_status
@@ -242,7 +239,7 @@ def _version(args: argparse.Namespace) -> int:
 
 def _unknown(name: str) -> str:
     bare = name[len("ntools-") :] if name.startswith("ntools-") else name
-    guess = _guess(bare, list(_ACTIONS) + [_BTF] + list(commands.COMMANDS))
+    guess = _guess(bare, [*_ACTIONS, *commands.OFFLINE, *commands.COMMANDS])
     return "unknown command '{}'.{} See 'ntools list'.".format(name, guess)
 
 
