@@ -5,6 +5,7 @@
 
     namespace A                 namespace H, "the host"             namespace B
     ea 192.168.70.2 ==veth== ha 192.168.70.1 | hb 192.168.80.1 ==veth== eb 192.168.80.2
+       fd70::2                  fd70::1        fd80::1                  fd80::2
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Iterator, List
 from lab.netns import Namespace
 from lab.traffic import ping
 
-__all__ = ["A_IP", "B_IP", "H_IP", "Routed", "Stream", "routed"]
+__all__ = ["A_IP", "A_IP6", "B_IP", "B_IP6", "H_IP", "Routed", "Stream", "routed"]
 
 A_IP, B_IP = "192.168.70.2", "192.168.80.2"
+A_IP6, B_IP6 = "fd70::2", "fd80::2"
 #: Of H, as B sees it.
 H_IP = "192.168.80.1"
 _TCP_INFO, _TOTAL_RETRANS_AT = 11, 100
@@ -47,12 +49,13 @@ class Routed:
     h: Namespace
     b: Namespace
 
-    def stream(self, size: int, port: int = 7000, limit_s: float = 60) -> Stream:
+    def stream(self, size: int, port: int = 7000, limit_s: float = 60, dst: str = B_IP) -> Stream:
         """Send so many bytes from A to B."""
+        family = socket.AF_INET6 if ":" in dst else socket.AF_INET
         with self.b.entered():
-            listener = socket.create_server((B_IP, port))
+            listener = socket.create_server((dst, port), family=family)
         with self.a.entered():
-            client = socket.create_connection((B_IP, port), limit_s)
+            client = socket.create_connection((dst, port), limit_s)
         server, _ = listener.accept()
         got: List[int] = []
         with contextlib.closing(listener), client, server:
@@ -72,11 +75,14 @@ class Routed:
 
 
 @contextlib.contextmanager
-def routed() -> Iterator[Routed]:
+def routed(ipv6: bool = False) -> Iterator[Routed]:
     """The three, their neighbours known, H forwarding."""
-    with Namespace("a") as a, Namespace("h") as h, Namespace("b") as b:
-        for ns, dev, peer, own in ((a, "ea", "ha", A_IP), (b, "eb", "hb", B_IP)):
+    with Namespace("a", ipv6) as a, Namespace("h", ipv6) as h, Namespace("b", ipv6) as b:
+        for ns, dev, peer, own, own6 in (
+            (a, "ea", "ha", A_IP, A_IP6), (b, "eb", "hb", B_IP, B_IP6),
+        ):  # fmt: skip
             gateway = own.rpartition(".")[0] + ".1"
+            gateway6 = own6[:-1] + "1"
             h.ip(
                 f"link add {peer} type veth peer name {dev} netns {ns.name}",
                 f"addr add {gateway}/24 dev {peer}",
@@ -87,6 +93,14 @@ def routed() -> Iterator[Routed]:
                 f"link set {dev} up",
                 f"route add default via {gateway}",
             )
+            if ipv6:
+                for place, name, address in ((h, peer, gateway6), (ns, dev, own6)):
+                    place.sysctl(f"net.ipv6.conf.{name}.disable_ipv6", 0)
+                    place.ip(f"addr add {address}/64 dev {name} nodad")
+                ns.run(["ip", "-6", "route", "add", "default", "via", gateway6])
         h.sysctl("net.ipv4.ip_forward", 1)
         ping(a, B_IP, 1, 0.1, 56, 5)
+        if ipv6:
+            h.sysctl("net.ipv6.conf.all.forwarding", 1)
+            ping(a, B_IP6, 1, 0.1, 56, 10)
         yield Routed(a, h, b)

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, Dict
 
 from lab.expect import all_of, at_least, equal
 from lab.faults import NftDrop
 from lab.latency import check_records
-from lab.routed import A_IP, B_IP, Routed, routed
+from lab.replay import replay, replayed_equal
+from lab.routed import A_IP, A_IP6, B_IP, B_IP6, Routed, Stream, routed
 from lab.scenario import scenario
 from lab.tool import PATIENT, Result, Tool
 
 _SIZE = 5_000_000
 
 
-def _watch(place: Routed, *args: str) -> Tool:
-    ends = ["--src-ip", A_IP, "--dst-ip", B_IP, "--rx-iface", "ha", "--tx-iface", "hb"]
+def _watch(place: Routed, *args: str, dst: str = B_IP) -> Tool:
+    src = A_IP6 if ":" in dst else A_IP
+    ends = ["--src-ip", src, "--dst-ip", dst, "--rx-iface", "ha", "--tx-iface", "hb"]
     return Tool(place.h, "ntools-tcp-path", [*ends, "--format", "json", *PATIENT, *args])
 
 
@@ -43,6 +47,19 @@ def nothing_is_lost(lab: Any) -> None:
         sent = place.stream(_SIZE)
         time.sleep(1.5)
         result = tool.stop()
+    _all_through(sent, result)
+
+
+@scenario(requires=("ipv6",))
+def nothing_is_lost_ipv6(lab: Any) -> None:
+    with routed(ipv6=True) as place, _watch(place, dst=B_IP6) as tool:
+        sent = place.stream(_SIZE, dst=B_IP6)
+        time.sleep(1.5)
+        result = tool.stop()
+    _all_through(sent, result)
+
+
+def _all_through(sent: Stream, result: Result) -> None:
     equal(sent.received, _SIZE, "received")
     found = _stats(result)
     forward, reply = found["forward"], found["reply"]
@@ -108,3 +125,18 @@ def cut_into_segments(lab: Any) -> None:
     forward = _stats(result)["forward"]
     at_least(forward["split_out"], 1, "pieces", forward)
     equal(forward["bytes_in"], forward["bytes_out"], "bytes", forward)
+
+
+@scenario(requires=("nft",))
+def the_recording_says_the_same(lab: Any) -> None:
+    """Totals, and packets that were lost."""
+    with routed() as place, tempfile.TemporaryDirectory() as home:
+        NftDrop(place.h, 20, "forward", f"ip daddr {B_IP} tcp dport 7000")
+        for number, more in enumerate(((), ("--drops", "--force"))):
+            path = Path(home) / str(number)
+            with _watch(place, "--interval", "1", "--record", str(path), *more) as tool:
+                place.stream(_SIZE // 5)
+                time.sleep(1.5)
+                live = tool.stop()
+            at_least(len(live.of_type("path_stats")), 4, "reports")
+            replayed_equal(live, replay("ntools-tcp-path", path))
