@@ -4,7 +4,7 @@
  *
  * Attaches: devices (tracepoints)
  * Reads:    skb, packet headers, device and its namespace
- * Keeps:    flights, 16384 x 608 bytes; echoes under way outside, 16384 x 88 bytes
+ * Keeps:    flights, 16384 x 224 bytes; echoes under way outside, 16384 x 88 bytes
  * Emits:    struct nt_flight when a packet leaves
  * Cost:     a packet on other devices: one lookup and a bit; on these: its headers, the filter
  *

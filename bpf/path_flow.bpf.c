@@ -4,7 +4,7 @@
  *
  * Attaches: devices (tracepoints)
  * Reads:    skb, packet headers, device and its namespace
- * Keeps:    flights, 65536 x 184 bytes (detail 16384 x 568); flows, 8192 x 312 bytes
+ * Keeps:    flights, 65536 x 184 bytes (detail 16384); flows, 8192 x 328 bytes
  * Emits:    struct nt_flight when a packet leaves, only in the detail build
  * Cost:     a packet on other devices: one lookup and a bit; on these: its headers, the filter, two
  *           lookups more

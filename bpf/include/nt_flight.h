@@ -30,7 +30,8 @@
 #endif
 
 #define NT_FLIGHTS (NT_DETAIL ? 16384 : 65536)
-#define NT_HOPS 24
+/* Stages kept of each packet; of a path, where it came in and was seen last says all. */
+#define NT_HOPS (NT_DETAIL && !NT_PATH ? 24 : 0)
 
 /* Sizes user space has to know too. */
 enum nt_flight_size {
@@ -152,7 +153,7 @@ struct nt_flight {
 	__u32 payload; /* bytes behind the TCP or UDP header */
 	__u32 end_seq; /* of TCP: behind payload, SYN and FIN */
 #endif
-#if NT_DETAIL
+#if NT_DETAIL && !NT_PATH
 	struct nt_hop hops[NT_HOPS];
 #endif
 };
@@ -198,7 +199,7 @@ struct nt_echo {
 	__u32 reserved;
 };
 
-#define NT_WAY_LOST 8
+#define NT_WAY_LOST 4
 
 /* One direction of a flow. A unit is one buffer, of several segments maybe. */
 struct nt_way {

@@ -136,7 +136,7 @@ static __always_inline struct nt_device *nt_device(const struct nt_flight_cfg *c
 	return bpf_map_lookup_elem(&devices, &key);
 }
 
-#if NT_DETAIL
+#if NT_HOPS
 static __always_inline void nt_hop(struct nt_flight *f, __u8 stage, __u32 ifindex, __u64 now)
 {
 	__u32 n = f->hop_count;
@@ -151,6 +151,15 @@ static __always_inline void nt_hop(struct nt_flight *f, __u8 stage, __u32 ifinde
 	f->hop_count = n + 1;
 }
 
+#else
+static __always_inline void nt_hop(struct nt_flight *f, __u8 stage, __u32 ifindex, __u64 now)
+{
+	f->hop_count += 1;
+}
+
+#endif
+
+#if NT_DETAIL
 static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 				    struct nt_flight *f)
 {
@@ -164,7 +173,7 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 	if (!e)
 		return;
 	nt_told(cfg, f);
-	/* Loads and stores are faster, but their 150 instructions have no room in all programs. */
+	/* Loads and stores are faster, but have no room in all programs. */
 	if (NT_PATH)
 		bpf_probe_read_kernel(e, sizeof(*e), f);
 	else
@@ -172,11 +181,6 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 	NT_SUBMIT(ctx, events, e);
 }
 #else
-static __always_inline void nt_hop(struct nt_flight *f, __u8 stage, __u32 ifindex, __u64 now)
-{
-	f->hop_count += 1;
-}
-
 static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 				    struct nt_flight *f)
 {

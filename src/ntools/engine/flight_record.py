@@ -116,7 +116,28 @@ class FlightReader:
             fields["peer_kind"] = self._kinds.get(peer, "other")
         return fields
 
+    def _ends(self, record: _Record) -> List[Dict[str, Any]]:
+        """The first and the last stage, where none between them are kept."""
+        at, found = self.at, []  # type: Dict[str, int], List[Dict[str, Any]]
+        for stage, ifindex, time in (
+            ("entry_stage", "entry_ifindex", "start_ns"),
+            ("last_stage", "last_ifindex", "last_ns"),
+        ):
+            found.append(
+                {
+                    "stage": self.stages[record[at[stage]]],
+                    "interface": self.name(record[at[ifindex]]),
+                    "ifindex": record[at[ifindex]],
+                    "ts_ns": record[at[time]],
+                    "delta_ns": record[at[time]] - found[0]["ts_ns"] if found else None,
+                    "hits": 1,
+                }
+            )
+        return found if record[at["hop_count"]] > 1 else found[:1]
+
     def _hops(self, record: _Record) -> List[Dict[str, Any]]:
+        if "hops" not in self.at:
+            return self._ends(record)
         blob, layout = record[self.at["hops"]], self._types.struct("nt_hop")
         count = min(record[self.at["hop_count"]], len(blob) // layout.size)
         found: List[Dict[str, Any]] = []
