@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""ntools-path-merge: files it takes, files it refuses, what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from unit.test_model_merge import echo
+
+from ntools.cli.merge import main
+
+HEADER = {"type": "header", "tool": "ntools-icmp-path", "epoch_offset_ns": 0, "start_ns": 0}
+
+
+def written(tmp_path, name, *units, lost=None, complete=None, **header):
+    """A file as the command prints it."""
+    through = sum(unit["status"] == "complete" for unit in units)
+    records = [
+        {**HEADER, **header},
+        *({"type": "echo", "utc_ns": unit["ts_ns"], **unit} for unit in units),
+        {
+            "type": "path_stats",
+            "agg": "total",
+            "complete": through if complete is None else complete,
+        },
+        {"type": "summary", "utc_ns": 10**11, "lost": lost or {}},
+    ]
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(rec) + "\n" for rec in records))
+    return str(path)
+
+
+@pytest.fixture
+def both(tmp_path):
+    a = [echo(n, (10 * n, 10 * n + 1, 10 * n + 6, 10 * n + 7)) for n in range(1, 24)]
+    b = [echo(n, (10 * n + 2, 10 * n + 3, 10 * n + 4, 10 * n + 5)) for n in range(1, 24)]
+    a[4] = echo(5, (50, 51, None, None), "external_drop")
+    del b[4]
+    return written(tmp_path, "a", *a), written(tmp_path, "b", *b)
+
+
+def run(a, b, *words):
+    return main(["--a", a, "--b", b, "--guard-ms", "0", *words])
+
+
+def test_text_says_who_lost_it(both, capsys):
+    assert run(*both) == 0
+    out = capsys.readouterr().out
+    assert "      22  95.7 %  COMPLETE" in out and "       1   4.3 %  NETWORK_A_TO_B" in out
+    assert "id 7 seq 5" in out and "clock of B: +0.000 ms against A, known to 1.000 ms" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_status_tells_of_loss(both, tmp_path, capsys):
+    assert run(*both, "--exit-code") == 10
+    assert run(both[1], both[1], "--exit-code") == 0
+
+
+def test_json(both, capsys):
+    assert run(*both, "--format", "json", "-v") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [rec["type"] for rec in records] == ["merge_verdict"] * 23 + ["merge_summary"]
+    assert records[-1]["counts"]["network_a_to_b"] == 1 and records[-1]["clock_offset_ns"] == 0
+
+
+def test_wrong_way_round_is_said(both, tmp_path, capsys):
+    few = written(tmp_path, "few", echo(1, (10, 11, 16, 17)))
+    run(few, both[1])
+    assert "the wrong way round" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "ntools-path-merge: "),
+        (b"{}\n", "does not begin with a header record"),
+        (b"{\xff", "not text in UTF-8"),
+        (b'{"type": "header", "epoch_offset_ns": 0, "tool": "ntools-drop"}\n', "of ntools-drop"),
+        (b"nothing", "ntools-path-merge: "),
+    ],
+)
+def test_no_recording(both, tmp_path, capsys, content, said):
+    path = tmp_path / "bad"
+    path.write_bytes(content)
+    assert run(str(path), both[1]) != 0
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1, error
+
+
+def test_missing_file(both, capsys):
+    assert run("/nonexistent", both[1]) != 0
+    assert "/nonexistent" in capsys.readouterr().err
+
+
+def test_two_commands_cannot_be_merged(both, tmp_path, capsys):
+    other = written(tmp_path, "udp", tool="ntools-udp-path")
+    assert run(both[0], other) == 2
+    assert "Record the same command on both hosts" in capsys.readouterr().err
+
+
+def test_packets_that_were_not_printed(both, tmp_path, capsys):
+    """Without -v complete echoes are counted, not named: their absence would mean a loss."""
+    silent = written(tmp_path, "silent", complete=23)
+    assert run(both[0], silent) == 2
+    assert "names 0 of 23" in capsys.readouterr().err
