@@ -131,6 +131,17 @@ def test_replies_are_looked_up_by_the_forward_direction():
     assert stats["reply"]["split"] == 1
 
 
+def test_given_up_without_room_for_its_description():
+    """Two were given up, one of them fits the map: the other is counted, too."""
+    bench = Bench()
+    bench.obj.map("ends").pairs.update({0: 3, 1: 1, 3: 2})
+    bench.put("graves", bench.record())
+    _, stats = bench.end()
+    forward = stats["forward"]
+    assert (forward["started"], forward["completed"], forward["timed_out"]) == (3, 1, 2)
+    assert forward["holds"]
+
+
 def test_still_inside_at_the_end():
     bench = Bench()
     bench.put("flights", bench.record(start=4900))

@@ -156,7 +156,7 @@ class EchoEngine(PathEngine):
 
     def resume(self, writer: "Writer") -> None:
         """What was under way when the programs fell asleep went on unseen."""
-        self._give_up((*self._under_way.given_up(), *self._under_way.graves()), writer)
+        self._give_up((*self._under_way.given_up(), *self.given_up()), writer)
 
     def state(self) -> Dict[str, Any]:
         """Counts so far."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What all path commands do alike: two sides, and packets that came in and do not leave."""
 
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 from ntools._loader import BpfObject
 from ntools.engine import filter as packet_filter
@@ -50,6 +51,7 @@ class PathEngine(Engine):
         self._at = self._read.at
         self._under_way = UnderWay(obj, self._read, ("flights",))
         self._graves: List[Record] = []
+        self._buried: "Counter[int]" = Counter()
         self._roles = self._find_roles()
         packet_filter.prepare(obj, flt)
         obj.resize("devices", max(1, len(self._roles)))
@@ -74,6 +76,12 @@ class PathEngine(Engine):
         """Packets that were not followed for one reason of ``enum nt_explain``."""
         number = self.obj.types.enum("nt_explain")["NT_EXPLAIN_" + name.upper()]
         return int(self.obj.map("rejects").sums()[number])
+
+    def given_up(self) -> Iterator[Record]:
+        """Flights whose buffer went to another packet."""
+        for record in self._under_way.graves():
+            self._buried[record[self._at["direction"]]] += 1
+            yield record
 
     # -- what the run calls --------------------------------------------------------------------
 
@@ -112,7 +120,7 @@ class PathEngine(Engine):
             self.stuck(record, writer)
         # Its buffer went to another packet, but it may still leave in a new one.
         waiting: List[Record] = []
-        for record in (*self._graves, *self._under_way.graves()):
+        for record in (*self._graves, *self.given_up()):
             if record[last] < limit:
                 self.stuck(record, writer)
             else:

@@ -154,7 +154,7 @@ class FlowEngine(PathEngine):
 
     def resume(self, writer: "Writer") -> None:
         """What was under way when the programs fell asleep went on unseen."""
-        for record in (*self._under_way.given_up(), *self._under_way.graves()):
+        for record in (*self._under_way.given_up(), *self.given_up()):
             self._end(record, "timed_out", writer)
 
     def narrow(self, flt: PacketFilter) -> None:
@@ -171,6 +171,7 @@ class FlowEngine(PathEngine):
         return {
             **super().state(),
             "swept": [[list(key), count] for key, count in self._swept.items()],
+            "buried": list(self._buried.items()),
             "groups": [
                 [list(group), count, self._examples[group]] for group, count in self._groups.items()
             ],
@@ -179,6 +180,7 @@ class FlowEngine(PathEngine):
     def restore(self, state: Dict[str, Any]) -> None:
         """See :meth:`Engine.restore`."""
         super().restore(state)
+        self._buried = Counter({number: int(count) for number, count in state["buried"]})
         for (direction, end), count in state["swept"]:
             self._swept[direction, end] = int(count)
         for group, count, example in state["groups"]:
@@ -318,11 +320,15 @@ class FlowEngine(PathEngine):
         ends = self.obj.map("ends").sums()
         width = len(self._kernel_ends)
         totals = {}
-        for base, direction in zip((0, width), DIRECTIONS):
+        for number, direction in enumerate(DIRECTIONS):
+            base = number * width
             counts = dict(zip(_COUNTS, sums[direction]))
             counts["started"] = ends[base + self._kernel_ends["started"]]
             for name in ENDS:
                 counts[name] = self._swept[direction, name]
             counts["completed"] = ends[base + self._kernel_ends["completed"]]
+            # What the kernel gave up and had no room to describe.
+            evicted = sum(ends[base + self._kernel_ends[name]] for name in ("dropped", "stale"))
+            counts["timed_out"] += max(0, evicted - self._buried[number])
             totals[direction] = counts
         return totals
