@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 from unit.test_model_merge import echo
 
 from ntools.cli.merge import main
+from ntools.output import schema
 
 HEADER = {"type": "header", "tool": "ntools-icmp-path", "epoch_offset_ns": 0, "start_ns": 0}
 
@@ -61,6 +63,9 @@ def test_json(both, capsys):
     assert run(*both, "--format", "json", "-v") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [rec["type"] for rec in records] == ["merge_verdict"] * 23 + ["merge_summary"]
+    for record in records:
+        jsonschema.Draft7Validator(schema.load(record["type"], closed=True)).validate(record)
+    assert sum(records[-1]["counts"].values()) == records[-1]["units"] == 23
     assert records[-1]["counts"]["network_a_to_b"] == 1 and records[-1]["clock_offset_ns"] == 0
 
 

@@ -252,8 +252,8 @@ def _tell_json(found: Merge, hosts: Sequence[Host], notes: List[str], args: Any)
 def _verdict(unit: Unit) -> Dict[str, Any]:
     shown = unit.a if unit.a is not None else unit.b
     assert shown is not None
-    kept = ("ts_ns", "utc_ns", "src_ip", "dst_ip", "src_port", "dst_port", "icmp_id", "icmp_seq",
-            "ip_id")  # fmt: skip
+    kept = ("ts_ns", "utc_ns", "family", "protocol", "src_ip", "dst_ip", "src_port", "dst_port",
+            "icmp_id", "icmp_seq", "ip_id")  # fmt: skip
     fields = {name: shown[name] for name in kept if name in shown}
     return {"type": "merge_verdict", "verdict": unit.verdict, **fields}
 
