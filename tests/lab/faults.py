@@ -71,15 +71,19 @@ class NftDrop:
         )
         self._there = True
 
-    def _counters(self) -> Dict[str, int]:
+    def _counters(self, what: str = "packets") -> Dict[str, int]:
         command = ["nft", "-j", "list", "counters", "table", self.family, self.table]
         entries: Any = self.ns.json(command)["nftables"]
         found = [entry["counter"] for entry in entries if "counter" in entry]
-        return {one["name"]: one["packets"] for one in found}
+        return {one["name"]: one[what] for one in found}
 
     def counter(self) -> int:
         """Packets dropped."""
         return self._counters()["dropped"]
+
+    def octets(self) -> int:
+        """Bytes dropped, with the header of IP."""
+        return self._counters("bytes")["dropped"]
 
     def seen(self) -> int:
         """Packets that matched."""

@@ -20,7 +20,7 @@ from typing import Iterator, List
 from lab.netns import Namespace
 from lab.traffic import ping
 
-__all__ = ["A_IP", "A_IP6", "B_IP", "B_IP6", "H_IP", "Routed", "Stream", "routed"]
+__all__ = ["A_IP", "A_IP6", "B_IP", "B_IP6", "H_IP", "Routed", "Stream", "routed", "stream"]
 
 A_IP, B_IP = "192.168.70.2", "192.168.80.2"
 A_IP6, B_IP6 = "fd70::2", "fd80::2"
@@ -51,27 +51,34 @@ class Routed:
 
     def stream(self, size: int, port: int = 7000, limit_s: float = 60, dst: str = B_IP) -> Stream:
         """Send so many bytes from A to B."""
-        family = socket.AF_INET6 if ":" in dst else socket.AF_INET
-        with self.b.entered():
-            listener = socket.create_server((dst, port), family=family)
-        with self.a.entered():
-            client = socket.create_connection((dst, port), limit_s)
-        server, _ = listener.accept()
-        got: List[int] = []
-        with contextlib.closing(listener), client, server:
-            server.settimeout(limit_s)
-            reader = threading.Thread(target=self._read, args=(server, got))
-            reader.start()
-            client.sendall(bytes(size))
-            client.shutdown(socket.SHUT_WR)
-            reader.join()
-            info = client.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
-        return Stream(sum(got), struct.unpack_from("<I", info, _TOTAL_RETRANS_AT)[0])
+        return stream(self.a, self.b, dst, port, size, limit_s)
 
-    @staticmethod
-    def _read(server: socket.socket, got: List[int]) -> None:
-        while data := server.recv(1 << 20):
-            got.append(len(data))
+
+def stream(
+    src: Namespace, dst: Namespace, address: str, port: int, size: int, limit_s: float = 60
+) -> Stream:
+    """Send so many bytes over a connection from one namespace to an address of another."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with dst.entered():
+        listener = socket.create_server((address, port), family=family)
+    with src.entered():
+        client = socket.create_connection((address, port), limit_s)
+    server, _ = listener.accept()
+    got: List[int] = []
+    with contextlib.closing(listener), client, server:
+        server.settimeout(limit_s)
+        reader = threading.Thread(target=_read, args=(server, got))
+        reader.start()
+        client.sendall(bytes(size))
+        client.shutdown(socket.SHUT_WR)
+        reader.join()
+        info = client.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
+    return Stream(sum(got), struct.unpack_from("<I", info, _TOTAL_RETRANS_AT)[0])
+
+
+def _read(server: socket.socket, got: List[int]) -> None:
+    while data := server.recv(1 << 20):
+        got.append(len(data))
 
 
 @contextlib.contextmanager

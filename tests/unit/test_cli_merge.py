@@ -109,3 +109,59 @@ def test_packets_that_were_not_printed(both, tmp_path, capsys):
     silent = written(tmp_path, "silent", complete=23)
     assert run(both[0], silent) == 2
     assert "names 0 of 23" in capsys.readouterr().err
+
+
+def counted(tmp_path, name, ended=10**11, **ways):
+    """A run of tcp-path; per direction segments in and out, of 1000 bytes each."""
+    records = [
+        {**HEADER, "tool": "ntools-tcp-path"},
+        *(
+            {"type": "path_stats", "agg": agg, "direction": direction, "segs_in": came,
+             "segs_out": left, "bytes_in": 1000 * came, "bytes_out": 1000 * left}
+            for direction, (came, left) in ways.items()
+            for agg in ("delta", "total")
+        ),
+        {"type": "summary", "utc_ns": ended, "lost": {}},
+    ]  # fmt: skip
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(rec) + "\n" for rec in records))
+    return str(path)
+
+
+def test_counts_of_connections(tmp_path, capsys):
+    a = counted(tmp_path, "a", forward=(1000, 997), reply=(480, 480))
+    b = counted(tmp_path, "b", forward=(990, 990), reply=(500, 499))
+    assert run(a, b, "--exit-code") == 10
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    said = " ".join(out.split())
+    assert "forward: 3 segments, 3000 bytes were lost inside A" in said
+    assert "forward: 7 segments, 7000 bytes were lost between A and B" in said
+    assert "reply: 19 segments, 19000 bytes were lost between A and B" in said
+    assert "reply: 1 segments, 1000 bytes were lost inside B" in said and "note" not in said
+
+    assert run(a, b, "--format", "json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [rec["type"] for rec in records] == ["merge_counts", "merge_counts", "merge_summary"]
+    for record in records:
+        jsonschema.Draft7Validator(schema.load(record["type"], closed=True)).validate(record)
+    assert records[0]["lost_segs"] == {"a_internal": 3, "network": 7, "b_internal": 0}
+
+
+def test_counts_of_runs_that_differ(tmp_path, capsys):
+    a = counted(tmp_path, "a", forward=(10, 10))
+    b = counted(tmp_path, "b", ended=10**11 + 3 * 10**9, forward=(12, 12))
+    assert run(a, b, "--exit-code") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "forward: 2 segments, 2000 bytes too many between A and B" in said
+    assert "the runs end 3.0 s apart" in said
+
+
+def test_counts_without_loss_or_without_totals(tmp_path, capsys):
+    a = counted(tmp_path, "a", forward=(10, 10))
+    assert run(a, a) == 0
+    assert "nothing was lost" in capsys.readouterr().out
+    assert run(a, counted(tmp_path, "b")) != 0
+    assert "has no totals" in capsys.readouterr().err
+    assert run(a, counted(tmp_path, "c", reply=(1, 1))) == 2
+    assert "different directions" in capsys.readouterr().err

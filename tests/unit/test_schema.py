@@ -142,7 +142,7 @@ def stream(lost):
 
 
 #: Tested elsewhere: what no run of a command writes.
-OTHERS = {"clock", "merge_summary", "merge_verdict"}
+OTHERS = {"clock", "merge_counts", "merge_summary", "merge_verdict"}
 
 
 @pytest.mark.parametrize("lost", [{}, {"ring_full": 0}, {"ring_full": 312, "map_full": 1}])

@@ -10,17 +10,31 @@ import sys
 from typing import Any, Dict, List, Optional, Sequence
 
 from ntools.cli import app, options
+from ntools.cli.commands import COMMANDS
 from ntools.errors import RecordingProblem, UsageProblem
-from ntools.model.merge import ECHO_VERDICTS, LOST, UNIT_VERDICTS, Host, Merge, Unit, merge
+from ntools.model.merge import (
+    ECHO_VERDICTS,
+    LOST,
+    POINTS,
+    UNIT_VERDICTS,
+    Host,
+    Merge,
+    Unit,
+    Way,
+    count,
+    merge,
+)
 
 EXAMPLES = """\
 examples:
   ntools-path-merge --a sender.ntrec --b receiver.ntrec
-      recordings (--record) of ntools-icmp-path or ntools-udp-path on both hosts
+      recordings (--record) of ntools-icmp-path, -tcp-path or -udp-path on both hosts
   ntools-path-merge --a sender.jsonl --b receiver.jsonl --format json
       or what they printed with -v --format json
 """
-_TOOLS = ("ntools-icmp-path", "ntools-udp-path")
+#: Compared packet by packet; and by what they count.
+_TOOLS = ("ntools-icmp-path", "ntools-udp-path", "ntools-tcp-path")
+_COUNTING = "ntools-tcp-path"
 _EXAMPLES = 5
 #: Exit status with --exit-code where packets were lost.
 _LOSS = 10
@@ -59,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     hosts = (_host(a, args.a), _host(b, args.b))
+    if a["tool"] == _COUNTING:
+        return _compare(a, b, hosts, args)
     found = merge(hosts[0], hosts[1], guard_ns=int(args.guard_ms * 1e6))
     notes = _notes(found, args)
     if args.format == "json":
@@ -77,14 +93,15 @@ MANUAL = {
     "DESCRIPTION": "Two hosts have recorded the packets between the same two ends: A is the host "
     "of the sender, B that of the receiver. What both saw is put together by what the packets say: "
     "addresses, identifier and sequence of an echo; addresses, ports, length and identification of "
-    "a datagram. Needs no root and no BPF.",
+    "a datagram. Packets of TCP are cut and merged on their way, so what both hosts counted is "
+    "compared: run both while the connection begins and ends. Needs no root and no BPF.",
     "OUTPUT": "How many packets got through, and how many were lost where: inside A, between A and "
     "B, inside B, behind B; the first five of each. Undecided is what a side may have failed to "
     "record; edge, what was too near to the beginning or the end of a recording. Times inside each "
     "host need no common clock. The clock of B against that of A is known as well as the fastest "
     "packets of both directions tell, for none arrives before it was sent.",
     "OVERHEAD": "None on the hosts: it reads two files.",
-    "LIMITS": "Echoes and UDP. A packet of UDP without an identification is told from others of "
+    "LIMITS": "A packet of UDP without an identification is told from others of "
     "its length by its turn only. Of UDP the clocks cannot be compared: it is not answered.",
     "SEE ALSO": "ntools-icmp-path(8), ntools-udp-path(8), ntools(8)",
 }
@@ -131,15 +148,19 @@ def _replayed(path: str) -> str:
     from ntools.engine.tape import Playback
     from ntools.output.recording import Recording
 
-    tool = str(Playback(Recording(path)).header.get("tool"))
+    playback = Playback(Recording(path))
+    tool = str(playback.header.get("tool"))
     if tool not in _TOOLS:
         raise RecordingProblem(
             "'{}' is of {}: only runs of {} can be merged.".format(path, tool, " and ".join(_TOOLS))
         )
-    module = importlib.import_module("ntools.tools." + tool[len("ntools-") :].replace("-", "_"))
+    command = COMMANDS[tool[len("ntools-") :]]
+    module = importlib.import_module(command.module)
+    # Counts alone are kept by the first of several objects: it cannot show packets.
+    packets = playback.layouts.get("object") == command.objects[-1]
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-        status = module.main(["--replay", path, "--format", "json", "-v"])
+        status = module.main(["--replay", path, "--format", "json", *(["-v"] if packets else [])])
     if status:
         last = said.getvalue().strip().splitlines()[-1:] or ["it cannot be shown"]
         raise RecordingProblem("'{}': {}".format(path, last[0]))
@@ -152,12 +173,13 @@ def _host(found: Dict[str, Any], path: str) -> Host:
     units = [unit for unit in map(_unit, records) if unit is not None]
     stats = [rec for rec in records if rec.get("type") == "path_stats" and rec["agg"] == "total"]
     named = "complete" if found["tool"] == "ntools-icmp-path" else "completed"
-    told = sum(rec[named] for rec in stats)
+    told = 0 if found["tool"] == _COUNTING else sum(rec[named] for rec in stats)
     shown = sum(unit.get("status", unit.get("end")) in ("complete", "completed") for unit in units)
     if shown < told and not any(rec.get("type") == "governor" for rec in records):
         raise UsageProblem(
-            "'{}' names {} of {} packets that got through. Record with --record, or print with "
-            "-v.".format(path, shown, told)
+            "'{}' names {} of {} packets that got through. Record, or print, with -v.".format(
+                path, shown, told
+            )
         )
     offset = int(header["epoch_offset_ns"])
     begun = int(header["start_ns"]) + offset
@@ -182,6 +204,68 @@ def _unit(rec: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     else:
         return None
     return {**rec, "stages": stages}
+
+
+# -- counts of flows ------------------------------------------------------------------------------
+
+
+def _compare(a: Any, b: Any, hosts: Sequence[Host], args: argparse.Namespace) -> int:
+    """Tell what two hosts counted of the same connections."""
+    ways = count(_counted(a, args.a), _counted(b, args.b))
+    if not ways:
+        raise UsageProblem("'{}' and '{}' are of different directions.".format(args.a, args.b))
+    notes = []
+    for name, begun in (("begin", 1), ("end", 0)):
+        first, second = (host.begun_ns if begun else host.ended_ns for host in hosts)
+        if abs(first - second) > 1e9:
+            notes.append(
+                "the runs {} {:.1f} s apart: what passed meanwhile seems to be lost, or to be too "
+                "much".format(name, abs(first - second) / 1e9)
+            )
+    if args.format == "json":
+        for way in ways:
+            _write({"type": "merge_counts", **way._asdict()})
+        _write(
+            {"type": "merge_summary", "lost": [dict(host.lost) for host in hosts], "notes": notes}
+        )
+    else:
+        _tell_ways(ways, hosts, notes)
+    lost = any(n > 0 for way in ways for n in (*way.lost_segs.values(), *way.lost_bytes.values()))
+    return _LOSS if args.exit_code and lost else 0
+
+
+def _counted(found: Dict[str, Any], path: str) -> List[Dict[str, Any]]:
+    stats = [rec for rec in found["records"] if rec.get("type") == "path_stats"]
+    totals = [rec for rec in stats if rec.get("agg") == "total"]
+    if not totals:
+        raise RecordingProblem("'{}' has no totals: the run was cut off.".format(path))
+    return totals
+
+
+def _tell_ways(ways: Sequence[Way], hosts: Sequence[Host], notes: Sequence[str]) -> None:
+    from ntools.output.text import Column, number, table, wrap
+
+    columns = (Column("", left=True), *(Column(point.replace("_", " ")) for point in POINTS))
+    rows = [
+        [way.direction + what, *(number(counted[point]) for point in POINTS)]
+        for way in ways
+        for what, counted in ((" segments", way.segs), (" bytes", way.bytes))
+    ]
+    lines = table(columns, rows)
+    places = {"a_internal": "inside A", "network": "between A and B", "b_internal": "inside B"}
+    for way in ways:
+        for leg, place in places.items():
+            segs, octets = way.lost_segs[leg], way.lost_bytes[leg]
+            if segs > 0 or octets > 0:
+                text = "{}: {} segments, {} bytes were lost {}"
+            elif segs < 0 or octets < 0:
+                text = "{}: {} segments, {} bytes too many {}"
+            else:
+                continue
+            lines += wrap(text.format(way.direction, abs(segs), abs(octets), place))
+    if len(lines) == len(rows) + 1:
+        lines.append("nothing was lost")
+    _print_lines(lines, hosts, notes)
 
 
 # -- telling -------------------------------------------------------------------------------------
@@ -246,7 +330,7 @@ def _tell_json(found: Merge, hosts: Sequence[Host], notes: List[str], args: Any)
         }
     )
     for record in out:
-        sys.stdout.write(json.dumps(record) + "\n")
+        _write(record)
 
 
 def _verdict(unit: Unit) -> Dict[str, Any]:
@@ -264,8 +348,6 @@ def _names(found: Merge) -> Dict[str, str]:
 
 def _tell_text(found: Merge, hosts: Sequence[Host], notes: List[str]) -> None:
     from ntools.model.clock import utc_text
-    from ntools.output.stream import printable
-    from ntools.output.text import wrap
 
     lines = ["{} packets".format(len(found.units))]
     for name, meaning in _names(found).items():
@@ -300,6 +382,13 @@ def _tell_text(found: Merge, hosts: Sequence[Host], notes: List[str]) -> None:
                 clock.offset_ns / 1e6, clock.error_ns / 1e6
             )
         )
+    _print_lines(lines, hosts, notes)
+
+
+def _print_lines(lines: List[str], hosts: Sequence[Host], notes: Sequence[str]) -> None:
+    from ntools.output.stream import printable
+    from ntools.output.text import wrap
+
     for side, host in zip("AB", hosts):
         if host.lost:
             causes = ", ".join("{} {}".format(n, name) for name, n in host.lost.items())
@@ -308,3 +397,7 @@ def _tell_text(found: Merge, hosts: Sequence[Host], notes: List[str]) -> None:
     for note in notes:
         lines += wrap("note: " + note)
     sys.stdout.write("".join(printable(line) + "\n" for line in lines))
+
+
+def _write(record: Dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")

@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-__all__ = ["ECHO_VERDICTS", "UNIT_VERDICTS", "Clock", "Host", "Merge", "Unit", "clock_of", "merge"]
+__all__ = [
+    "ECHO_VERDICTS", "LEGS", "POINTS", "UNIT_VERDICTS", "Clock", "Host", "Merge", "Unit", "Way",
+    "clock_of", "count", "merge",
+]  # fmt: skip
 
 #: Verdict -> what it means, in the order of the way.
 ECHO_VERDICTS: Dict[str, str] = {
@@ -40,6 +43,15 @@ UNIT_VERDICTS: Dict[str, str] = {
 #: Verdicts that say where something was lost.
 LOST = frozenset(ECHO_VERDICTS) | frozenset(UNIT_VERDICTS)
 LOST -= {"complete", "undecided", "only_b", "edge"}
+
+#: Points both hosts count at, in the order of the forward direction.
+POINTS = ("a_in", "a_out", "b_in", "b_out")
+#: Where something can be lost -> between which points, of the forward and of the reply direction.
+LEGS: Dict[str, Tuple[Tuple[str, str], Tuple[str, str]]] = {
+    "a_internal": (("a_in", "a_out"), ("a_in", "a_out")),
+    "network": (("a_out", "b_in"), ("b_out", "a_in")),
+    "b_internal": (("b_in", "b_out"), ("b_in", "b_out")),
+}
 
 Record = Mapping[str, Any]
 
@@ -87,6 +99,20 @@ class Clock(NamedTuple):
         if self.low_ns is None or self.high_ns is None:
             return None
         return (self.high_ns - self.low_ns + 1) // 2
+
+
+class Way(NamedTuple):
+    """What was counted of one direction.
+
+    :ivar segs, bytes: segments and bytes of payload that passed each of :data:`POINTS`.
+    :ivar lost_segs, lost_bytes: on each of :data:`LEGS`; negative: more arrived than had left.
+    """
+
+    direction: str
+    segs: Dict[str, int]
+    bytes: Dict[str, int]
+    lost_segs: Dict[str, int]
+    lost_bytes: Dict[str, int]
 
 
 class Unit(NamedTuple):
@@ -137,6 +163,30 @@ def merge(a: Host, b: Host, guard_ns: int = 0) -> Merge:
 
 
 _FIRST = "req_rx"
+
+
+def count(a: Iterable[Record], b: Iterable[Record]) -> List[Way]:
+    """What two hosts counted of flows that are cut differently on each, as those of TCP are.
+
+    :param a, b: ``path_stats`` of whole runs, one per direction.
+    """
+    found = {("a", rec["direction"]): rec for rec in a}
+    found.update({("b", rec["direction"]): rec for rec in b})
+    ways = []
+    for number, direction in enumerate(("forward", "reply")):
+        if ("a", direction) not in found or ("b", direction) not in found:
+            continue
+        sums: List[Dict[str, int]] = []
+        for what in ("segs", "bytes"):
+            at = {
+                point: int(found[point[0], direction]["{}_{}".format(what, point[2:])])
+                for point in POINTS
+            }
+            legs = {leg: ends[number] for leg, ends in LEGS.items()}
+            sums += [at, {leg: at[first] - at[last] for leg, (first, last) in legs.items()}]
+        segs, lost_segs, octets, lost_bytes = sums
+        ways.append(Way(direction, segs, octets, lost_segs, lost_bytes))
+    return ways
 
 
 def clock_of(a: Host, b: Host, both: Iterable[Tuple[Record, Record]]) -> Clock:
