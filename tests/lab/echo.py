@@ -17,7 +17,8 @@ STATUSES = ("complete", "internal_drop_req", "external_drop", "internal_drop_rep
 def watch(topo: Topo, src: str, dst: str, rx: str, tx: str, *args: str) -> Tool:
     """The command in H, with JSON records, complete echoes too."""
     ends = ["--src-ip", src, "--dst-ip", dst, "--rx-iface", rx, "--tx-iface", tx]
-    return Tool(topo.h, "ntools-icmp-path", [*ends, "--format", "json", "-v", *PATIENT, *args])
+    form = ["--format", "json", "-v", "--exit-code"]
+    return Tool(topo.h, "ntools-icmp-path", [*ends, *form, *PATIENT, *args])
 
 
 def echoes(result: Result, status: str) -> List[Dict[str, Any]]:
@@ -34,5 +35,6 @@ def stats(result: Result, **expected: int) -> Dict[str, Any]:
     for status in STATUSES:
         equal(len(echoes(result, status)), rec[status], f"{status} records")
     equal(result.summary["lost"], {}, "lost")
-    equal(result.status, 0, "exit status", result.stderr)
+    lost = {name for name in wanted if "_drop" in name and wanted[name]}
+    equal(result.status, 10 if lost else 0, "exit status", result.stderr)
     return rec

@@ -40,8 +40,8 @@ def comparable(records: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
 
 
 def replayed_equal(live: Result, again: Result) -> None:
-    """The replay ended well and says what the run said, record by record."""
-    equal(again.status, 0, "exit status of the replay", again.tail())
+    """The replay ended as the run did and says what it said, record by record."""
+    equal(again.status, live.status, "exit status of the replay", again.tail())
     for index, (first, second) in enumerate(
         zip(comparable(live.records), comparable(again.records))
     ):

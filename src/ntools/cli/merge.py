@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ntools.cli import app, options
 from ntools.cli.commands import COMMANDS
+from ntools.cli.path import LOSS as STATUS
 from ntools.errors import RecordingProblem, UsageProblem
 from ntools.model.merge import (
     ECHO_VERDICTS,
@@ -36,8 +37,6 @@ examples:
 _TOOLS = ("ntools-icmp-path", "ntools-udp-path", "ntools-tcp-path")
 _COUNTING = "ntools-tcp-path"
 _EXAMPLES = 5
-#: Exit status with --exit-code where packets were lost.
-_LOSS = 10
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         _tell_json(found, hosts, notes, args)
     else:
         _tell_text(found, hosts, notes)
-    return _LOSS if args.exit_code and any(found.counts[name] for name in LOST) else 0
+    return STATUS if args.exit_code and any(found.counts[name] for name in LOST) else 0
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -231,7 +230,7 @@ def _compare(a: Any, b: Any, hosts: Sequence[Host], args: argparse.Namespace) ->
     else:
         _tell_ways(ways, hosts, notes)
     lost = any(n > 0 for way in ways for n in (*way.lost_segs.values(), *way.lost_bytes.values()))
-    return _LOSS if args.exit_code and lost else 0
+    return STATUS if args.exit_code and lost else 0
 
 
 def _counted(found: Dict[str, Any], path: str) -> List[Dict[str, Any]]:

@@ -148,6 +148,7 @@ def add_path(parser: argparse.ArgumentParser) -> "argparse._ActionsContainer":
     add("--tx-iface", metavar="NAMES", help="where they leave")
     add("--timeout-ms", type=timeout_ms, default=1000.0, metavar="MS",
         help="longest wait for the next stage (10 to 600000, default 1000)")  # fmt: skip
+    add("--exit-code", action="store_true", help="status 10 when anything was lost on the way")
     add_netns(group)
     return group
 

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, Callable, Type
 from ntools.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from ntools.engine.path import PathEngine
     from ntools.engine.path_flow import FlowEngine
     from ntools.host.sides import Sides
     from ntools.model.filter import PacketFilter
 
-__all__ = ["one_way", "run_flows", "sides"]
+__all__ = ["LOSS", "one_way", "run", "run_flows", "sides"]
+
+#: Exit status with --exit-code where packets were lost.
+LOSS = 10
 
 
 def one_way(args: argparse.Namespace, protocol: str = "") -> "PacketFilter":
@@ -59,6 +63,14 @@ def _locate(args: argparse.Namespace) -> "Sides":
     return locate(args.rx_iface, args.tx_iface, Devices.snapshot(args.netns))
 
 
+def run(args: argparse.Namespace, engine: "PathEngine", *rest: Any) -> int:
+    """As :func:`ntools.cli.session.run`; with --exit-code the status tells whether any was lost."""
+    from ntools.cli import session
+
+    status = session.run(args, engine, *rest)
+    return LOSS if args.exit_code and not status and engine.lost() else status
+
+
 def run_flows(
     args: argparse.Namespace,
     name: str,
@@ -93,7 +105,7 @@ def run_flows(
 
             plan.print_plan(obj, said, command.overhead[mode])
             return 0
-        return session.run(
+        return run(
             args,
             engine,
             view(args.explain),

@@ -31,6 +31,7 @@ STATUSES: Dict[str, str] = {
     "internal_drop_rep": "the reply came in and did not leave",
     "timeout": "not to be told: the run ended before, or records were lost",
 }
+_NOT_LOST = ("complete", "timeout")
 #: Parts of the way, and the stages each lies between.
 PARTS: Dict[str, Tuple[str, str]] = {
     "req_internal": ("req_rx", "req_tx"),
@@ -149,6 +150,10 @@ class EchoEngine(PathEngine):
         """What has no end yet is not to be told."""
         self.sweep(writer)
         self._give_up((*self._under_way.all(), *self._graves), writer)
+
+    def lost(self) -> int:
+        """See :meth:`PathEngine.lost`."""
+        return sum(self._counts[name] for name in STATUSES if name not in _NOT_LOST)
 
     def matched(self) -> int:
         """Requests that came in."""

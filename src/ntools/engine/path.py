@@ -72,6 +72,10 @@ class PathEngine(Engine):
         """A packet came in and was not seen to leave in time."""
         raise NotImplementedError
 
+    def lost(self) -> int:
+        """Packets that were lost on the way, as far as it is known."""
+        raise NotImplementedError
+
     def rejected(self, name: str) -> int:
         """Packets that were not followed for one reason of ``enum nt_explain``."""
         number = self.obj.types.enum("nt_explain")["NT_EXPLAIN_" + name.upper()]

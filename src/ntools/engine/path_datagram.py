@@ -27,6 +27,7 @@ STATUSES: Dict[str, str] = {
     "incomplete_rx": "datagrams_incomplete",
     "open": "datagrams_open",
 }
+_LOST = ("internal_drop", "internal_drop_partial", "incomplete_rx")
 
 
 class DatagramEngine(FlowEngine):
@@ -55,6 +56,11 @@ class DatagramEngine(FlowEngine):
         """What is still inside has no end."""
         super().finish(writer)
         self._judge(self.now_ns + 1, True, writer)
+
+    def lost(self) -> int:
+        """See :meth:`PathEngine.lost`; also those that came in with fragments missing."""
+        lost = {STATUSES[name] for name in _LOST}
+        return super().lost() + sum(n for (_, end), n in self._datagrams.items() if end in lost)
 
     def state(self) -> Dict[str, Any]:
         """Counts so far."""

@@ -147,6 +147,10 @@ class FlowEngine(PathEngine):
             self._end(record, "split" if self._left(record) else "open", writer)
         self._graves = []
 
+    def lost(self) -> int:
+        """See :meth:`PathEngine.lost`."""
+        return sum(counts["dropped"] + counts["timed_out"] for counts in self._before.values())
+
     def matched(self) -> int:
         """Packets that came in."""
         started = self.obj.map("ends").sums()

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
             plan.print_plan(obj, shown, command.overhead["echoes"])
             return 0
-        return session.run(
+        return path.run(
             args,
             engine,
             View(args.explain),

@@ -17,12 +17,13 @@ from lab.scenario import scenario
 from lab.tool import PATIENT, Result, Tool
 
 _SIZE = 5_000_000
+_FORM = ("--format", "json", "--exit-code")
 
 
 def _watch(place: Routed, *args: str, dst: str = B_IP) -> Tool:
     src = A_IP6 if ":" in dst else A_IP
     ends = ["--src-ip", src, "--dst-ip", dst, "--rx-iface", "ha", "--tx-iface", "hb"]
-    return Tool(place.h, "ntools-tcp-path", [*ends, "--format", "json", *PATIENT, *args])
+    return Tool(place.h, "ntools-tcp-path", [*ends, *_FORM, *PATIENT, *args])
 
 
 def _stats(result: Result, **lost: int) -> Dict[str, Dict[str, Any]]:
@@ -36,7 +37,7 @@ def _stats(result: Result, **lost: int) -> Dict[str, Dict[str, Any]]:
         equal((rec["timed_out"], rec["open"]), (0, 0), "without an end", rec)
         equal(rec["dropped"], lost.get(direction, 0), f"{direction}: dropped", rec)
     equal(result.summary["lost"], {}, "lost")
-    equal(result.status, 0, "exit status", result.stderr)
+    equal(result.status, 10 if lost else 0, "exit status", result.stderr)
     check_records(result)
     return found
 
