@@ -17,6 +17,9 @@
 #define NT_DETAIL 1
 #define NT_PATH 1 /* NT_PATH_ECHO */
 
+/* Requests are chosen together with their replies. */
+#define NT_CHOSEN_BY(f) nt_mix(NT_MIX_B, (f)->seq << 16 | (f)->tuple.dst_port)
+
 #include "nt_filter.h"
 #include "nt_path.h"
 

@@ -11,6 +11,11 @@
 #ifndef NT_FOLLOW_H
 #define NT_FOLLOW_H
 
+/* What packets are sampled by: the same at all stages. */
+#ifndef NT_CHOSEN_BY
+#define NT_CHOSEN_BY(f) nt_key_of(&(f)->tuple, (f)->print.digest)
+#endif
+
 #include <bpf/bpf_helpers.h>
 
 #include "nt_attach.h"
@@ -167,7 +172,7 @@ static __always_inline void nt_emit(void *ctx, const struct nt_flight_cfg *cfg,
 
 	if (f->last_ns - f->start_ns < cfg->threshold_ns)
 		return;
-	if (!NT_GUARD_PASS(&cfg->guard, f->last_ns, nt_key_of(&f->tuple, f->print.digest)))
+	if (!NT_GUARD_PASS(&cfg->guard, f->last_ns, NT_CHOSEN_BY(f)))
 		return;
 	e = NT_RESERVE(events);
 	if (!e)

@@ -16,6 +16,7 @@ __all__ = [
     "Bucket",
     "Gates",
     "RecordedBucket",
+    "echo_identity",
     "identity",
     "online_cpus",
     "rate_of",
@@ -182,6 +183,11 @@ def identity(flow: bytes, packet: int) -> int:
     for start in range(0, 40, 8):
         value = _mix(value, int.from_bytes(flow[start : start + 8], "little"))
     return _mix(value, packet) or 1
+
+
+def echo_identity(icmp_id: int, seq: int) -> int:
+    """The number by which the kernel samples an echo request and its reply."""
+    return _mix(_MIX_B, seq << 16 | icmp_id)
 
 
 def _mix(value: int, word: int) -> int:

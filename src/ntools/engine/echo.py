@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Dict, Iterable, NamedTuple, Optional, Tuple
 
 from ntools._loader import BpfObject
+from ntools.engine.budget import echo_identity
 from ntools.engine.lookups import Lookups
 from ntools.engine.path import PathEngine
 from ntools.host.sides import Sides
@@ -29,7 +30,7 @@ STATUSES: Dict[str, str] = {
     "internal_drop_req": "the request came in and did not leave",
     "external_drop": "the request left, no reply came",
     "internal_drop_rep": "the reply came in and did not leave",
-    "timeout": "not to be told: the run ended before, or records were lost",
+    "timeout": "not to be told: the run ended before, records were lost or sampled out",
 }
 _NOT_LOST = ("complete", "timeout")
 #: Parts of the way, and the stages each lies between.
@@ -338,7 +339,8 @@ class EchoEngine(PathEngine):
         self._shown += 1
 
     def _identity(self, echo: _Echo) -> int:
-        return self._read.identity(echo.record) if self.gate.shift else 0
+        at = self._at
+        return echo_identity(echo.record[at["tuple__dst_port"]], echo.record[at["seq"]])
 
     def _packet_of(self, echo: _Echo) -> Packet:
         return Packet.from_flow(self._read.flow(echo.record), self._read.vlan(echo.record))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Tuple
 
 from lab.echo import echoes, stats, watch
-from lab.expect import all_of, at_least, at_most, equal
+from lab.expect import all_of, at_least, at_most, between, equal
 from lab.latency import check_records
 from lab.netns import Namespace
 from lab.replay import replay, replayed_equal
@@ -226,6 +226,23 @@ def the_budget_makes_no_verdict(lab: Any) -> None:
     at_least(result.summary["lost"]["governor_dropped"], 1, "above the budget")
     at_least(rec["timeout"], 1, "not to be told", rec)
     equal(rec["complete"] + rec["timeout"], 200, "echoes", rec)
+    for name in ("external_drop", "internal_drop_req", "internal_drop_rep", "unpaired"):
+        equal(rec[name], 0, name, rec)
+
+
+@scenario(requires=("tun", "bridge"))
+def the_sample_has_both_halves(lab: Any) -> None:
+    """--sample 1/4: replies are chosen together with their requests, and all are counted."""
+    with bridge_topo(static_neigh=True) as topo:
+        with watch(topo, E_IP, VM_IP, "phy0", "vnet0", "--sample", "1/4") as tool:
+            pinged = topo.ping(200, 0.005)
+            result = tool.stop()
+    equal(pinged.received, 200, "answers")
+    (rec,) = [one for one in result.of_type("path_stats") if one["agg"] == "total"]
+    between(rec["complete"], 25, 80, "of 200, chosen twice: of 16 one")
+    equal(rec["complete"] + rec["timeout"], 200, "echoes", rec)
+    equal(len(echoes(result, "complete")), rec["complete"], "shown")
+    equal(result.summary["lost"], {}, "sampling is no loss")
     for name in ("external_drop", "internal_drop_req", "internal_drop_rep", "unpaired"):
         equal(rec[name], 0, name, rec)
 
