@@ -174,6 +174,7 @@ typedef struct {
 
 struct net_device {
 	char name[16];
+	struct netdev_queue *_tx;
 	int ifindex;
 	unsigned int mtu;
 	possible_net_t nd_net;
@@ -191,9 +192,11 @@ struct qdisc_skb_head {
 
 struct netdev_queue {
 	struct net_device *dev;
+	struct Qdisc *qdisc;
 };
 
 struct Qdisc {
+	unsigned int flags;
 	const struct Qdisc_ops *ops;
 	u32 handle;
 	u32 parent;

@@ -88,6 +88,16 @@ _ROWS = (
         wanted=("dev_bklg", "free_drop"),
     ),
     Command(
+        name="qdisc-latency",
+        family="path",
+        question="How long do packets wait in the transmit queue of a device, and who is dropped?",
+        objects=("qdisc",),
+        overhead={"summary": "low", "details": "variable"},
+        needed=("dev_queue", "qd_out", "dev_xmit"),
+        wanted=("dev_ret", "free_drop", "free_ok"),
+        replay=("histogram",),
+    ),
+    Command(
         name="drop",
         family="drop",
         question="Who drops packets, why and where?",

@@ -4,7 +4,6 @@
 from typing import Any, Iterator, List, Sequence, Tuple
 
 from ntools._loader.maps import MapView
-from ntools.engine.flight_record import FlightReader
 
 __all__ = ["UnderWay"]
 
@@ -15,10 +14,11 @@ class UnderWay:
     """Flights in the kernel's maps.
 
     :param obj: its flights, loaded or from a recording.
+    :param read: has their ``codec``, and ``at``: where in a record a field is, by its name.
     :param names: maps with packets that have not ended; those there are in this object.
     """
 
-    def __init__(self, obj: Any, read: FlightReader, names: Sequence[str]) -> None:
+    def __init__(self, obj: Any, read: Any, names: Sequence[str]) -> None:
         self._obj, self._read, self._names = obj, read, names
 
     def overdue(self, limit_ns: int) -> Iterator[_Record]:
