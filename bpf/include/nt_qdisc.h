@@ -102,13 +102,13 @@ struct nt_qdisc_row {
 
 /* One packet between dev.queue and dev.xmit, and, at its end, the event. */
 struct nt_queued {
+	__u64 last_ns;
 	struct nt_tuple tuple;
 	struct nt_qdisc_key row;
 	__u64 dev; /* the device itself: compared only */
 	__u64 number; /* with the tuple, the same number for the same packet */
 	__u64 start_ns; /* 0: not seen to enter */
 	__u64 taken_ns; /* 0: not seen to be taken */
-	__u64 last_ns;
 	__u64 location; /* where it was freed */
 	__u32 reason;
 	__u32 len_bytes;
