@@ -90,7 +90,7 @@ _ROWS = (
     Command(
         name="qdisc-latency",
         family="path",
-        question="How long do packets wait in the transmit queue of a device, and who is dropped?",
+        question="How long do packets wait in the transmit queue of a device?",
         objects=("qdisc",),
         overhead={"summary": "low", "details": "variable"},
         needed=("dev_queue", "qd_out", "dev_xmit"),

@@ -224,6 +224,8 @@ class QdiscEngine(Engine):
                 "started": sums["queued"],
                 "completed": sums["dequeued"] + sums["bypassed"] + sums["split"],
                 "elsewhere": sums["consumed"],
+                "lost_track": 0,
+                "merged": 0,
                 **{name: sums[name] for name in ("dropped", "stale", "timed_out", "open")},
                 "holds": holds,
             },

@@ -128,7 +128,8 @@ def _more(rec: Mapping[str, Any], hists: Mapping[str, Mapping[str, Any]]) -> Lis
             if hist.max is not None:
                 parts[-1] += ", at most {}".format(number(hist.max))
     if rec["segments"]:
-        parts.append("{} segments, {} seen".format(*map(number, (rec["segments"], rec["children"]))))
+        made, seen = number(rec["segments"]), number(rec["children"])
+        parts.append("{} segments, {} seen".format(made, seen))
     for name in ("requeued", "refused"):
         if rec[name]:
             parts.append("{} {} times".format(name, number(rec[name])))
