@@ -5,8 +5,8 @@
  * Attaches: net:net_dev_queue, qdisc:qdisc_dequeue, net:net_dev_start_xmit, net:net_dev_xmit,
  *           skb:kfree_skb, skb:consume_skb
  * Reads:    skb, packet headers, device and its namespace, root qdisc of the transmit queue
- * Keeps:    queued, 16384 x 200 bytes; queues, 1024 x 392 bytes; queue_times, per CPU, 512 x 552
- *           bytes
+ * Keeps:    queued, 16384 x 152 bytes; queues, 1024 x 376 bytes; queue_times, per CPU, 512 x 512
+ *           bytes; queue_drops, 1024 x 32 bytes; orders, 8192 x 24 bytes
  * Emits:    struct nt_queued at the end of a packet, only with NT_QDISC_DETAILS
  * Cost:     a packet: its headers if they are asked for, the update of a map and its deletion,
  *           three lookups; where it only passes, a lookup per free
@@ -117,8 +117,8 @@ static __always_inline int nt_elsewhere(const struct nt_qdisc_cfg *cfg,
 }
 
 /*
- * The parsed packet if it is asked for, else 0. Who asks for nothing is told nothing, and saves the
- * reading of the headers.
+ * Whether a packet is asked for; it is in `parsed` then. Without filter, order and details nobody
+ * wants to know whose it is, and its headers are not read.
  */
 static __attribute__((noinline)) int nt_passes(const struct nt_qdisc_cfg *cfg,
 					       struct sk_buff *skb)
@@ -276,7 +276,7 @@ static __always_inline struct nt_queued *nt_fresh(struct sk_buff *skb, struct ne
 	return f;
 }
 
-/* A lockless qdisc counts per CPU: its own length stays 0. TCQ_F_CPUSTATS, include/net/sch_generic.h */
+/* TCQ_F_CPUSTATS, include/net/sch_generic.h: it counts per CPU, its own length stays 0. */
 #define NT_QDISC_CPUSTATS 0x20
 
 static __always_inline void nt_measure(struct nt_queued *f, struct nt_qdisc_row *row,

@@ -193,10 +193,10 @@ MANUAL = {
     "(--order): left behind a packet of its flow that came later. A packet's line has the same, "
     "and its place in the bulk it was taken with.",
     "FILTERS": options.FILTERS,
-    "OVERHEAD": "Class low (summary) or variable (--details, --latency-*). A followed packet costs "
-    "one update and one deletion of a map and about ten lookups, and the reading of its headers if "
-    "a filter, --order or --details asks for them; any other packet a lookup when it is sent "
-    "and when it is freed. Maps: 5 MiB of kernel memory, and 270 KiB per CPU.",
+    "OVERHEAD": "Class low (summary) or variable (--details, --latency-*). Per packet, all programs "
+    "together: 1.2 to 1.5 us in the summary, 2.0 to 2.2 us with a filter and --order, 1.2 us if "
+    "the filter rejects it (bpf_ns of 20000 datagrams to a veth device, kernel 6.18, with BPF "
+    "statistics on). Maps: 4 MiB of kernel memory besides the channel, and 270 KiB per CPU.",
     "LIMITS": "Classes below the root qdisc are not told apart. What a split packet's segments "
     "waited is not known, for they were made in the queue. Packets sent past the queue (AF_XDP, "
     "AF_PACKET with PACKET_QDISC_BYPASS, XDP redirects) are not seen. Packets that were in the "
