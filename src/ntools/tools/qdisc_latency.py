@@ -194,9 +194,10 @@ MANUAL = {
     "and its place in the bulk it was taken with.",
     "FILTERS": options.FILTERS,
     "OVERHEAD": "Class low (summary) or variable (--details, --latency-*). Per packet, all "
-    "programs together: 1.2 to 1.5 us in the summary, 2.0 to 2.2 us with a filter and --order, 1.2 us if "
-    "the filter rejects it (bpf_ns of 20000 datagrams to a veth device, kernel 6.18, with BPF "
-    "statistics on). Maps: 4 MiB of kernel memory besides the channel, and 270 KiB per CPU.",
+    "programs together: 1.2 to 1.5 us in the summary, 2.0 to 2.2 us with a filter and --order, "
+    "1.2 us if the filter rejects it (bpf_ns of 20000 datagrams to a veth device, kernel 6.18, "
+    "with BPF statistics on). Maps: 4 MiB of kernel memory besides the channel, and 270 KiB per "
+    "CPU.",
     "LIMITS": "Classes below the root qdisc are not told apart. What a split packet's segments "
     "waited is not known, for they were made in the queue. Packets sent past the queue (AF_XDP, "
     "AF_PACKET with PACKET_QDISC_BYPASS, XDP redirects) are not seen. Packets that were in the "
