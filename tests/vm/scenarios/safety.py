@@ -177,16 +177,16 @@ def budget_of_drops(lab: Any) -> None:
     equal(sampled[0], ("sample", "max_events", 2), "first step", sampled)
 
 
-@scenario(requires=("tun", "bridge"), timeout_s=200)
+@scenario(requires=("tun", "bridge"), timeout_s=300)
 def stopped_and_continued(lab: Any) -> None:
     """SIGSTOP under load: after 10 s the programs sleep; after SIGCONT they go on; it adds up."""
     with bridge_topo(vms=2, static_neigh=True) as topo:
         tools: Dict[str, Tool] = {}
         programs: Dict[str, List[int]] = {}
         options = ("--vm-interface", "vnet0,vnet1", "--details", "--force", "--timeout-ms", "60000")
-        with follow(topo, *options, "--max-events", "200") as one:
+        with follow(topo, *options, "--max-events", "50") as one:
             programs["flight"] = list(objects_of(one.pid).progs)
-            with watch(topo.h, "--force", "--dst-port", str(_PORT), "--max-events", "200") as two:
+            with watch(topo.h, "--force", "--dst-port", str(_PORT), "--max-events", "50") as two:
                 programs["drop"] = list(objects_of(two.pid).progs)
                 tools.update(flight=one, drop=two)
                 topo.vms[1].stall()
