@@ -180,6 +180,30 @@ struct net_device {
 	possible_net_t nd_net;
 };
 
+/* Tasks */
+
+struct thread_info {
+	u32 cpu; /* 5.16- */
+};
+
+struct task_struct {
+	struct thread_info thread_info;
+	unsigned int __state; /* 5.14- */
+	unsigned int flags;
+	int on_cpu;
+	int prio;
+	int pid;
+	char comm[16];
+};
+
+struct task_struct___v5_13 {
+	long state; /* -5.13 */
+};
+
+struct task_struct___v5_15 {
+	unsigned int cpu; /* -5.15 */
+};
+
 /* Queueing disciplines */
 
 struct Qdisc_ops {

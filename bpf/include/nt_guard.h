@@ -104,6 +104,19 @@ static __always_inline void nt_guard_count(const struct nt_tuple *flow)
 		bpf_map_update_elem(&nt_flows, flow, &one, BPF_NOEXIST);
 }
 
+/* Only count what is no packet: then it is done. */
+static __always_inline int nt_guard_counts_one(const struct nt_guard *guard)
+{
+	struct nt_gate *gate;
+
+	if (!(guard->flags & NT_GUARD_COUNT_ONLY))
+		return 0;
+	gate = nt_gate();
+	if (gate)
+		__sync_fetch_and_add(&gate->matches, 1);
+	return 1;
+}
+
 /* Only count: then a packet that passed the filter is done. */
 static __always_inline int nt_guard_counts(const struct nt_guard *guard,
 					   const struct nt_tuple *flow)

@@ -96,6 +96,13 @@ _ROWS = (
         needed=("dev_queue", "qd_out", "dev_xmit"),
         wanted=("dev_ret", "free_drop", "free_ok"),
         replay=("histogram",),
+        name="softirq-latency",
+        family="path",
+        question="Does network work wait because ksoftirqd, a NAPI thread or the softirq is late?",
+        objects=("softirq",),
+        overhead={"summary": "low", "details": "variable"},
+        needed=("sched_switch", "sched_wakeup", "softirq_raise", "softirq_entry", "softirq_exit"),
+        wanted=("sched_wakeup_new", "napi_poll"),
     ),
     Command(
         name="drop",
