@@ -65,7 +65,9 @@ static __always_inline __u64 nt_state(struct task_struct *p, const int direct)
 
 	if (bpf_core_field_exists(p->__state))
 		return NT_GET(p, __state);
-	return NT_GET(old, state);
+	if (bpf_core_field_exists(old->state))
+		return NT_GET(old, state);
+	return !NT_RUNNABLE;
 }
 
 /*
@@ -78,7 +80,9 @@ static __always_inline __u32 nt_cpu_of(struct task_struct *p, const int direct)
 
 	if (bpf_core_field_exists(p->thread_info.cpu))
 		return NT_GET(p, thread_info.cpu);
-	return NT_GET(old, cpu);
+	if (bpf_core_field_exists(old->cpu))
+		return NT_GET(old, cpu);
+	return bpf_get_smp_processor_id();
 }
 
 static __always_inline const struct nt_softirq_cfg *nt_softirq_on(void)
@@ -139,11 +143,14 @@ static __always_inline struct nt_thread *nt_thread_of(struct task_struct *p, __u
 	return thread;
 }
 
-/* It waits from now on, unless it does already: the first wake-up is the one that counts. */
+/*
+ * It waits from now on, unless it does already, for the first wake-up is the one that counts; or
+ * unless it runs: then it is woken before it could go to sleep.
+ */
 static __always_inline void nt_waits(struct nt_thread *thread, const __u8 wait, __u32 cpu,
 				     __u64 now)
 {
-	if (!thread || thread->since_ns)
+	if (!thread || thread->since_ns || thread->run_ns)
 		return;
 	thread->cpu = cpu;
 	thread->wait = wait;
@@ -190,6 +197,8 @@ static __always_inline void nt_left(const struct nt_softirq_cfg *cfg, struct tas
 		nt_softirq_time(cfg, (class - 1) * NT_SH_PER_CLASS + NT_SH_TURN,
 				now - thread->run_ns);
 	thread->run_ns = 0;
+	/* If it was woken meanwhile, before its first turn that we saw: it did not wait. */
+	thread->since_ns = 0;
 	if (runnable)
 		nt_waits(thread, NT_WAIT_PREEMPT, cpu, now);
 }
@@ -286,10 +295,7 @@ NT_TRACE(sched_switch, sched_switch, bool, preempt, struct task_struct *, prev,
 	return 0;
 }
 
-/*
- * Whatever CPU it is to run on, it may run on another one: --cpu is asked where it runs. One that
- * is on a CPU already is woken before it could go to sleep: it does not wait.
- */
+/* Whatever CPU it is to run on, it may run on another one: --cpu is asked where it runs. */
 static __always_inline int nt_woken(struct task_struct *p, const int direct)
 {
 	const __u32 class = nt_class_of(p, direct);
@@ -303,8 +309,7 @@ static __always_inline int nt_woken(struct task_struct *p, const int direct)
 		return 0;
 	if (!(cfg->classes >> class & 1))
 		return nt_skip(cfg, NT_SKIP_THREAD);
-	if (NT_GET(p, on_cpu) || !nt_softirq_awake(cfg, &now) ||
-	    nt_guard_counts_one(&cfg->guard))
+	if (!nt_softirq_awake(cfg, &now) || (cfg->guard.flags & NT_GUARD_COUNT_ONLY))
 		return 0;
 	nt_waits(nt_thread_of(p, NT_GET(p, pid), class, direct), NT_WAIT_WAKE,
 		 nt_cpu_of(p, direct), now);
@@ -316,7 +321,7 @@ NT_TRACE(sched_wakeup, sched_wakeup, struct task_struct *, p)
 	return nt_woken(p, direct);
 }
 
-NT_TRACE(sched_wakeup_new, sched_wakeup_new, struct task_struct *, p)
+NT_TRACE(sched_new, sched_wakeup_new, struct task_struct *, p)
 {
 	return nt_woken(p, direct);
 }
@@ -357,7 +362,7 @@ static __always_inline __u32 nt_context(struct nt_here *mine)
 	return NT_CONTEXT_KSOFTIRQD;
 }
 
-NT_TRACE(softirq_raise, softirq_raise, unsigned int, vec)
+NT_TRACE(soft_raise, softirq_raise, unsigned int, vec)
 {
 	const struct nt_softirq_cfg *cfg = nt_vector_on(vec);
 	struct nt_pending *wait;
@@ -396,7 +401,7 @@ static __always_inline void nt_late(void *ctx, const struct nt_here *mine, __u32
 	NT_SUBMIT(ctx, events, e);
 }
 
-NT_TRACE(softirq_entry, softirq_entry, unsigned int, vec)
+NT_TRACE(soft_entry, softirq_entry, unsigned int, vec)
 {
 	const struct nt_softirq_cfg *cfg = nt_vector_on(vec);
 	struct nt_vector *counts;
@@ -434,7 +439,7 @@ NT_TRACE(softirq_entry, softirq_entry, unsigned int, vec)
 	return 0;
 }
 
-NT_TRACE(softirq_exit, softirq_exit, unsigned int, vec)
+NT_TRACE(soft_exit, softirq_exit, unsigned int, vec)
 {
 	const struct nt_softirq_cfg *cfg = nt_vector_on(vec);
 	struct nt_vector *counts;

@@ -190,7 +190,6 @@ struct task_struct {
 	struct thread_info thread_info;
 	unsigned int __state; /* 5.14- */
 	unsigned int flags;
-	int on_cpu;
 	int prio;
 	int pid;
 	char comm[16];

@@ -292,7 +292,8 @@ class SoftirqEngine(Engine):
         for name in self._options.threads:
             wake, preempt, turn = (hists.get((name, which), none) for which in _OF_THREADS)
             row = {field: counts.get((name, field), 0) for field in _OF_CLASS}
-            row.update(wakes=wake.count, preempted=preempt.count, run_ns=turn.sum)
+            row.update(wakes=wake.count, preempted=preempt.count)
+            row.update(wait_ns=wake.sum + preempt.sum, run_ns=turn.sum)
             threads.append({"thread": name, **row})
         vectors: List[Dict[str, Any]] = []
         for name in self._options.vectors:

@@ -2,7 +2,7 @@
 """CPUs of this host, and the softirq vectors its kernel has."""
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 from ntools.errors import EnvironmentProblem
 
@@ -17,7 +17,7 @@ def parse_list(text: str) -> Tuple[int, ...]:
 
     :raises ValueError: no such list.
     """
-    found = set()
+    found: Set[int] = set()
     for part in text.strip().split(","):
         first, dash, last = part.partition("-")
         words = (first, last) if dash else (first,)

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threshold-us", type=options.number(0, 10**9), default=100, metavar="US",
         help="waits of so long are counted apart (default 100)")  # fmt: skip
     add("--details", action="store_true",
-        help="a line per wait of at least --threshold-us, with the task that held the CPU")  # fmt: skip
+        help="a line per wait so long, with the task that held the CPU")  # fmt: skip
     options.add_common(made, interval_s=5.0)
     return made
 
