@@ -87,18 +87,22 @@ def _between(witness: Witness, records: List[Dict[str, Any]], pick: Any, cpu: in
     return last - first, old, new
 
 
-def _same_as_kernel(witness: Witness, records: List[Dict[str, Any]], begun_ns: int,
-                    ended_ns: int) -> Dict[int, Tuple[int, int]]:  # fmt: skip
-    """Per CPU (entries of net_rx, runs of ksoftirqd): reported what the kernel counts, exactly."""
+def _same_as_kernel(
+    lab: Any, witness: Witness, records: List[Dict[str, Any]], begun_ns: int, ended_ns: int,
+    most_unseen: float = 0.0,
+) -> Dict[int, Tuple[int, int]]:  # fmt: skip
+    """Per CPU (entries of net_rx, runs of ksoftirqd): reported what the kernel counts, exactly.
+
+    :param most_unseen: share of the entries that may be missing.
+    """
     found = {}
     for cpu in witness.pids:
         entries, old, new = _between(witness, records, _entries, cpu, begun_ns, ended_ns)
         kernel = new.entries["net_rx", cpu] - old.entries["net_rx", cpu]
-        equal(entries, kernel, f"CPU {cpu}: entries as the kernel counts them")
+        lab.log(f"CPU {cpu}: {entries} entries, {kernel} by the kernel")
+        between(entries, kernel * (1 - most_unseen), kernel, f"CPU {cpu}: entries as in /proc")
         runs, old, new = _between(witness, records, _runs, cpu, begun_ns, ended_ns)
-        equal(
-            runs, new.threads[cpu][0] - old.threads[cpu][0], f"CPU {cpu}: runs as the kernel does"
-        )
+        equal(runs, new.threads[cpu][0] - old.threads[cpu][0], f"CPU {cpu}: runs as in /proc")
         found[cpu] = entries, runs
     return found
 
@@ -115,7 +119,7 @@ def _count(lab: Any, *args: str, **more: Any) -> Result:
         result = tool.stop()
     totals = _totals(result)
     equal(sorted(totals), sorted(witness.pids), "CPUs")
-    found = _same_as_kernel(witness, result.records, begun, ended)
+    found = _same_as_kernel(lab, witness, result.records, begun, ended)
     lab.log(found)
     at_least(sum(entries for entries, _ in found.values()), 1, "entries of net_rx", found)
     polls = sum(rec["napi"]["packets"] for rec in totals.values())
@@ -215,7 +219,9 @@ def _flooded(lab: Any, a: Namespace, h: Namespace,
         _settle(witness, tool, ended)
         live = tool.stop()
     totals = _totals(live)
-    found = _same_as_kernel(witness, live.records, begun, ended)
+    # On 6.18 under a flood by RPS up to 3 % of the softirqs of its CPU were in /proc and at none of
+    # the tracepoints: raise, entry, exit and napi_poll agreed with one another, no run was missed.
+    found = _same_as_kernel(lab, witness, live.records, begun, ended, most_unseen=0.1)
     lab.log(found)
     at_least(found[1][1], 2, "runs of ksoftirqd on CPU 1")
     at_least(sums(totals[1], "vector", "net_rx")["entries_ksoftirqd"], 1, "net_rx in ksoftirqd")
