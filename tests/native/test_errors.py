@@ -23,7 +23,14 @@ pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
 #: Options that make a command look for a device, the first it has is used.
 DEVICE_OPTIONS = ("--vm-interface", "--interface", "--phy-interface", "--rx-iface")
+#: Commands that look at no packets, so they have neither filters nor devices.
+WITHOUT_PACKETS = {"softirq-latency"}
 EVERY = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda row: row.name)
+OF_PACKETS = pytest.mark.parametrize(
+    "command",
+    [row for row in COMMANDS.values() if row.name not in WITHOUT_PACKETS],
+    ids=lambda row: row.name,
+)
 
 
 def options(command: Command) -> dict[str, argparse.Action]:
@@ -126,14 +133,14 @@ def test_not_root(command, held, missing):
     )
 
 
-@EVERY
+@OF_PACKETS
 def test_unknown_device(command):
     option = next(name for name in DEVICE_OPTIONS if name in options(command))
     line = refused(command, 2, *plain(command), option, "ntnosuch0")
     assert "'ntnosuch0'" in line and "not found" in line
 
 
-@EVERY
+@OF_PACKETS
 @pytest.mark.parametrize(
     "words",
     [
@@ -144,14 +151,28 @@ def test_unknown_device(command):
         ("--src-port", "70000"),
         ("--protocol", "nosuchproto"),
         ("--vlan", "5000"),
-        ("--duration", "-1"),
-        ("--ring-size", "8"),
-        ("--count", "0"),
         ("--netns", "ntnosuchns"),
     ],
     ids=" ".join,
 )
+def test_bad_value_of_a_filter(command, words):
+    bad_value(command, words)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "words", [("--duration", "-1"), ("--ring-size", "8"), ("--count", "0")], ids=" ".join
+)
 def test_bad_value(command, words):
+    bad_value(command, words)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_PACKETS))
+def test_commands_without_packets_have_no_filter(name):
+    assert not {"--src-ip", "--netns", *DEVICE_OPTIONS} & set(options(COMMANDS[name]))
+
+
+def bad_value(command, words):
     option, value = words
     if option not in options(command):
         pytest.fail(f"{command.program} has no {option}")
@@ -159,7 +180,7 @@ def test_bad_value(command, words):
     assert value in line
 
 
-@EVERY
+@OF_PACKETS
 def test_addresses_of_two_families(command):
     line = refused(command, 2, *plain(command), "--src-ip", "10.0.0.1", "--dst-ip", "fd00::1")
     assert "different address families" in line
