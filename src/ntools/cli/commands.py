@@ -96,6 +96,8 @@ _ROWS = (
         needed=("dev_queue", "qd_out", "dev_xmit"),
         wanted=("dev_ret", "free_drop", "free_ok"),
         replay=("histogram",),
+    ),
+    Command(
         name="softirq-latency",
         family="path",
         question="Does network work wait because ksoftirqd or the softirq itself starts late?",
