@@ -112,6 +112,17 @@ def _make_socket(family: int, dst: str, port: int, src_port: int) -> socket.sock
     return sock
 
 
+def _send(sock: socket.socket, payload: bytes) -> int:
+    """Send it; how many answers to earlier datagrams were in the way: each refuses one attempt."""
+    for refused in range(100):
+        try:
+            sock.send(payload)
+        except ConnectionRefusedError:
+            continue
+        return refused
+    raise ConnectionRefusedError("more than 100 answers to one datagram")
+
+
 def udp(
     ns: Namespace,
     dst: str,
@@ -147,12 +158,7 @@ def udp(
             sent_at.append(time.monotonic())
             payload = struct.pack("!Q", index).ljust(size, b"Z")[: max(size, 0)]
             sock = socks[index % len(socks)]
-            try:
-                sock.send(payload)
-            except ConnectionRefusedError:
-                # The answer to an earlier datagram; this one was not sent.
-                result.refused += 1
-                sock.send(payload)
+            result.refused += _send(sock, payload)
             result.sent += 1
             if gap_s:
                 deadline = sent_at[-1] + gap_s
