@@ -116,15 +116,18 @@ def _all_wait(ipv6: bool) -> None:
     row = _row(result, queued=50, dequeued=50)
     equal((row["qdisc"], row["handle"], row["parent"], row["tx_queue"]), ("tbf", "9:", "root", 0))
     equal((row["sent"], row["bytes"]), (50, 50 * (1000 + overhead)), "sent, bytes")
-    equal((row["reordered"], row["bulks"]), (0, 50), "out of order, dequeues", row)
+    equal(row["reordered"], 0, "out of order", row)
     hists = _hists(result)
     equal((hists["wait"]["count"], hists["driver"]["count"]), (50, 50), "times")
     equal(hists["qlen"]["count"], 50, "lengths of the queue")
     packets = sorted(result.of_type("qdisc_packet"), key=lambda rec: rec["ts_ns"])
     equal(len(packets), 50, "packets")
     all_of(packets, "packet", end="sent", interface="ea", protocol="udp", dst_ip=dst,
-           dst_port=9000, src_port=sent.src_ports[0], reordered=False, position=0, bulk_packets=1,
-           segs=1, len_bytes=1000 + overhead)  # fmt: skip
+           dst_port=9000, src_port=sent.src_ports[0], reordered=False, segs=1,
+           len_bytes=1000 + overhead)  # fmt: skip
+    # One at a time, but for where a slow machine lets the bucket fill in between.
+    heads = [rec for rec in packets if rec["position"] == 0]
+    equal((len(heads), sum(rec["bulk_packets"] for rec in heads)), (row["bulks"], 50), "dequeues")
     _check_rate(packets, 1000 + overhead)
     equal(packets[0]["qlen_packets"], 0, "found by the first")
     slowest = max(rec["wait_ns"] for rec in packets)
