@@ -5,7 +5,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -123,6 +122,8 @@ def _read(path: str) -> Dict[str, Any]:
         raise RecordingProblem("cannot read '{}': {}.".format(path, why)) from None
     if not text:
         text = _replayed(path)
+    import json
+
     records: List[Dict[str, Any]] = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
@@ -399,4 +400,6 @@ def _print_lines(lines: List[str], hosts: Sequence[Host], notes: Sequence[str]) 
 
 
 def _write(record: Dict[str, Any]) -> None:
+    import json
+
     sys.stdout.write(json.dumps(record) + "\n")
